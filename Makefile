@@ -1,0 +1,43 @@
+# make demo: set up, then the main job. make test: set up, then all tests. The rest is for developers.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt
+
+.PHONY: demo test build lint bench clean
+
+demo: build
+	$(BIN)/capmoe demo
+
+test: build
+	CAPMOE_REQUIRE=reference,cpu $(BIN)/python -m pytest -n 2
+
+build: $(VENV)/.built
+
+# A torch that is already in the virtual environment stays, whatever its version.
+$(VENV)/.torch:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install "$(TORCH)"
+	touch $@
+
+$(VENV)/.packages: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install "setuptools>=77" wheel ninja pybind11 "cmake>=3.25"
+	$(BIN)/python -m pip install --no-build-isolation -e ".[dev]"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.packages $(SOURCES)
+	$(BIN)/ninja -C build/inplace
+	touch $@
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/mypy
+
+bench: build
+	$(BIN)/python -m pytest bench --benchmark-columns=median,iqr,rounds
+
+clean:
+	rm -rf build $(VENV) capmoe_kernels/*.so *.egg-info

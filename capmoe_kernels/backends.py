@@ -1,0 +1,86 @@
+"""Decides, once at import, which implementation serves each device.
+
+The dispatcher is the fallback chain: the reference is registered for every device, and a kernel
+registered for one device wins over it. ``CAPMOE_BACKENDS`` names the backends to consider.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+
+import torch
+
+from .ops import OPS
+
+_COMPILED = ("cpu", "cuda")
+_ENV = "CAPMOE_BACKENDS"
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What runs where, and why not something else.
+
+    Attributes:
+        serving: device type to the backend that serves it, e.g. ``{"cpu": "cpu"}``;
+            ``"reference"`` is plain PyTorch.
+        absent: backend to the reason it serves nothing.
+    """
+
+    serving: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{device}: {backend}" for device, backend in self.serving.items()]
+        lines += [f"not {backend}: {reason}" for backend, reason in self.absent.items()]
+        return "\n".join(lines)
+
+
+def backends() -> Backends:
+    """Which backend serves each device type, and why the others do not."""
+    return Backends(dict(_STATE.serving), dict(_STATE.absent))
+
+
+def _enabled() -> list[str]:
+    names = [name.strip() for name in os.environ.get(_ENV, ",".join(_COMPILED)).split(",")]
+    unknown = sorted({name for name in names if name} - {*_COMPILED, "triton", "reference"})
+    if unknown:
+        raise ValueError(
+            f"{_ENV} must list some of cpu, cuda, triton, reference, got {', '.join(unknown)}"
+        )
+    return names
+
+
+def _load(backend: str, enabled: list[str]) -> None:
+    """Import a compiled backend, which registers itself. Not built is a reason; broken raises."""
+    module = f"{__package__}._{backend}"
+    if backend not in enabled:
+        _STATE.absent[backend] = f"{_ENV} leaves it out"
+    elif find_spec(module) is None:
+        _STATE.absent[backend] = f"{module} was not built"
+    else:
+        import_module(module)
+        _check_complete(backend)
+        _STATE.serving[backend] = backend
+
+
+def _check_complete(backend: str) -> None:
+    """A backend implements every op or is not a backend; else ``backends()`` would lie."""
+    key = backend.upper()
+    missing = [
+        op for op in OPS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"capmoe::{op}", key)
+    ]
+    if missing:
+        raise ImportError(f"{__package__}._{backend} lacks {', '.join(missing)}: build it again")
+
+
+_STATE = Backends({"cpu": "reference", "cuda": "reference"})
+_ENABLED = _enabled()
+for _name in _COMPILED:
+    _load(_name, _ENABLED)
+if torch.version.cuda is None and torch.version.hip is None:
+    _STATE.serving.pop("cuda")
+    _STATE.absent["cuda"] = "this torch has no GPU support"
+_STATE.absent["triton"] = "this version has no Triton kernels"

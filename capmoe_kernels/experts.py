@@ -1,0 +1,117 @@
+"""The experts' weights, as Transformers and vLLM keep them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ._checks import FLOATS, require_choice, require_tensor
+
+Activation = Literal[
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "swigluoai",
+    "silu_no_mul",
+    "gelu_no_mul",
+    "gelu_tanh_no_mul",
+    "relu_no_mul",
+    "relu2_no_mul",
+]
+Layout = Literal["concat", "interleaved"]
+
+
+@dataclass(frozen=True, eq=False)
+class Experts:
+    """Weights of E feed-forward experts of hidden size H and intermediate size F.
+
+    A gated expert computes ``down(act(gate(x)) * up(x))``, a plain one ``down(act(up(x)))``.
+
+    Attributes:
+        gate_up_proj: [E, 2F, H], or [E, F, H] for a plain MLP. float32, bfloat16 or float16.
+        down_proj: [E, H, F], same dtype and device.
+        gate_up_bias: [E, 2F] (or [E, F]), same dtype, or None.
+        down_bias: [E, H], same dtype, or None.
+        activation: gated: ``"silu"`` (SwiGLU), ``"gelu"`` (erf), ``"gelu_tanh"``, ``"swigluoai"``
+            (GPT-OSS: gate clamped to 7, up to +-7, ``(up + 1) * gate * sigmoid(1.702 * gate)``).
+            Plain: ``"silu_no_mul"``, ``"gelu_no_mul"``, ``"gelu_tanh_no_mul"``, ``"relu_no_mul"``,
+            ``"relu2_no_mul"`` (squared relu).
+        layout: of gate_up_proj's 2F rows: ``"concat"``, all gate rows, then all up rows
+            (Transformers, vLLM), or ``"interleaved"``, gate and up alternating (GPT-OSS). Never
+            guessed from shapes.
+
+    Raises:
+        TypeError, ValueError: naming the tensor and what it expects.
+    """
+
+    gate_up_proj: Tensor
+    down_proj: Tensor
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    activation: Activation = "silu"
+    layout: Layout = "concat"
+
+    def __post_init__(self) -> None:
+        require_choice("Experts.activation", self.activation, get_args(Activation))
+        require_choice("Experts.layout", self.layout, get_args(Layout))
+        up, down = self.gate_up_proj, self.down_proj
+        require_tensor("Experts.down_proj", down, [None, None, None], FLOATS, meaning="E, H, F")
+        num_experts, hidden, intermediate = down.shape
+        if num_experts == 0:
+            raise ValueError("Experts.down_proj must hold at least one expert, got 0")
+        up_rows, meaning = 2 * intermediate, "E, 2F, H"
+        if not self.is_gated:
+            up_rows, meaning = intermediate, "E, F, H for a plain MLP"
+            if self.layout != "concat":
+                raise ValueError(
+                    f"Experts.layout must be 'concat' for {self.activation!r}, which has no gate"
+                )
+        same, device = (down.dtype,), down.device
+        shape = [num_experts, up_rows, hidden]
+        require_tensor("Experts.gate_up_proj", up, shape, same, device, meaning)
+        if self.gate_up_bias is not None:
+            shape = [num_experts, up_rows]
+            require_tensor("Experts.gate_up_bias", self.gate_up_bias, shape, same, device)
+        if self.down_bias is not None:
+            shape = [num_experts, hidden]
+            require_tensor("Experts.down_bias", self.down_bias, shape, same, device)
+
+    @property
+    def is_gated(self) -> bool:
+        return not self.activation.endswith("_no_mul")
+
+    @property
+    def num_experts(self) -> int:
+        return self.down_proj.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.down_proj.shape[1]
+
+    def pack(self) -> Experts:
+        """The same experts in the layout the kernels read fastest; call it once, keep the result.
+
+        Weights become dense, and gate and up rows ``"concat"``. Results do not change by a bit.
+        Tensors that are so already are shared, not copied.
+        """
+        if self.layout == "concat":
+            return replace(
+                self,
+                gate_up_proj=self.gate_up_proj.contiguous(),
+                down_proj=self.down_proj.contiguous(),
+            )
+        bias = self.gate_up_bias
+        return replace(
+            self,
+            gate_up_proj=_gate_then_up(self.gate_up_proj),
+            down_proj=self.down_proj.contiguous(),
+            gate_up_bias=None if bias is None else _gate_then_up(bias),
+            layout="concat",
+        )
+
+
+def _gate_then_up(interleaved: Tensor) -> Tensor:
+    return torch.cat([interleaved[:, ::2], interleaved[:, 1::2]], dim=1)

@@ -1,0 +1,178 @@
+"""The layer around the routing: dispatch, grouped_mlp, combine, and moe, which does it all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._checks import FLOATS, require_inference, require_tensor
+from .arrays import accepts_arrays
+from .capacity import Capacity
+from .experts import Experts
+from .gating import Gating
+from .routing import Routing, route
+
+
+@accepts_arrays
+def dispatch(hidden_states: Tensor, routing: Routing) -> Tensor:
+    """Copy every kept token's row into its experts' rows.
+
+    Args:
+        hidden_states: [T, H] float32, bfloat16 or float16, any strides.
+        routing: of the same T tokens.
+
+    Returns:
+        [N, H], rows grouped by expert; padding rows are unspecified.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what it expects.
+        RuntimeError: ``hidden_states`` requires grad.
+    """
+    _check_routing(routing)
+    _check_hidden(hidden_states, routing)
+    require_inference(hidden_states=hidden_states)
+    out: Tensor = torch.ops.capmoe.dispatch(hidden_states, routing.row_tokens)
+    return out
+
+
+@accepts_arrays
+def grouped_mlp(x: Tensor, experts: Experts, routing: Routing) -> Tensor:
+    """Run every expert on its own rows.
+
+    Args:
+        x: [N, H], from :func:`dispatch`, of the experts' dtype.
+        experts: the E experts of ``routing``.
+        routing: whose offsets say which rows are whose.
+
+    Returns:
+        [N, H] of the same dtype, summed in float32; rows of no expert are unspecified.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what it expects.
+        RuntimeError: an input requires grad.
+    """
+    _check_routing(routing)
+    _check_experts(experts, routing)
+    rows, hidden = routing.row_tokens.shape[0], experts.hidden_size
+    dtype, device = experts.down_proj.dtype, experts.down_proj.device
+    require_tensor("x", x, [rows, hidden], [dtype], device, "N, H")
+    require_inference(x=x, **_tensors(experts))
+    return _grouped_mlp(x, experts, routing, None)
+
+
+@accepts_arrays
+def combine(y: Tensor, routing: Routing) -> Tensor:
+    """Sum each token's expert outputs by weight, in float32 and in candidate order.
+
+    Args:
+        y: [N, H] float32, bfloat16 or float16, any strides.
+        routing: the one ``y``'s rows are laid out by.
+
+    Returns:
+        [T, H] of ``y``'s dtype. A token that kept no expert gets exactly 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what it expects.
+        RuntimeError: ``y`` requires grad.
+    """
+    _check_routing(routing)
+    rows, device = routing.row_tokens.shape[0], routing.rows.device
+    require_tensor("y", y, [rows, None], FLOATS, device, "N, H")
+    require_inference(y=y)
+    out: Tensor = torch.ops.capmoe.combine(y, routing.rows, routing.weights)
+    return out
+
+
+@accepts_arrays
+def moe(
+    hidden_states: Tensor,
+    router_logits: Tensor,
+    experts: Experts,
+    gating: Gating,
+    capacity: Capacity | None = None,
+    *,
+    token_mask: Tensor | None = None,
+    token_priority: Tensor | None = None,
+    selection_bias: Tensor | None = None,
+) -> Tensor:
+    """A whole Mixture-of-Experts layer: route, experts, combine, without the copy of dispatch.
+
+    Args:
+        hidden_states: [T, H] of the experts' dtype.
+        router_logits: [T, E]; this and the other arguments: see :func:`capmoe_kernels.route`.
+        experts: the E experts.
+
+    Returns:
+        [T, H] of the same dtype.
+
+    Raises:
+        TypeError, ValueError: naming the argument and what it expects.
+        RuntimeError: an input requires grad.
+    """
+    if not isinstance(experts, Experts):
+        raise TypeError(f"experts must be capmoe_kernels.Experts, got {type(experts).__name__}")
+    num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
+    dtype, device = experts.down_proj.dtype, experts.down_proj.device
+    hidden = [num_tokens, experts.hidden_size]
+    require_tensor("hidden_states", hidden_states, hidden, [dtype], device, "T, H")
+    logits = [num_tokens, experts.num_experts]
+    require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
+    require_inference(hidden_states=hidden_states, **_tensors(experts))
+    routing = route(
+        router_logits,
+        gating,
+        capacity,
+        token_mask=token_mask,
+        token_priority=token_priority,
+        selection_bias=selection_bias,
+    )
+    y = _grouped_mlp(hidden_states, experts, routing, routing.row_tokens)
+    out: Tensor = torch.ops.capmoe.combine(y, routing.rows, routing.weights)
+    return out
+
+
+def _grouped_mlp(
+    x: Tensor, experts: Experts, routing: Routing, row_tokens: Tensor | None
+) -> Tensor:
+    out: Tensor = torch.ops.capmoe.grouped_mlp(
+        x,
+        experts.gate_up_proj,
+        experts.down_proj,
+        experts.gate_up_bias,
+        experts.down_bias,
+        routing.expert_offsets,
+        routing.tokens_per_expert,
+        row_tokens,
+        experts.activation,
+        experts.layout,
+    )
+    return out
+
+
+def _tensors(experts: Experts) -> dict[str, Tensor | None]:
+    return {
+        "Experts.gate_up_proj": experts.gate_up_proj,
+        "Experts.down_proj": experts.down_proj,
+        "Experts.gate_up_bias": experts.gate_up_bias,
+        "Experts.down_bias": experts.down_bias,
+    }
+
+
+def _check_routing(routing: Routing) -> None:
+    if not isinstance(routing, Routing):
+        raise TypeError(f"routing must be capmoe_kernels.Routing, got {type(routing).__name__}")
+
+
+def _check_hidden(hidden_states: Tensor, routing: Routing) -> None:
+    num_tokens, device = routing.rows.shape[0], routing.rows.device
+    require_tensor("hidden_states", hidden_states, [num_tokens, None], FLOATS, device, "T, H")
+
+
+def _check_experts(experts: Experts, routing: Routing) -> None:
+    if not isinstance(experts, Experts):
+        raise TypeError(f"experts must be capmoe_kernels.Experts, got {type(experts).__name__}")
+    if experts.num_experts != routing.tokens_per_expert.shape[0]:
+        raise ValueError(
+            f"experts must hold {routing.tokens_per_expert.shape[0]} experts, as many as routing,"
+            f" got {experts.num_experts}"
+        )

@@ -1,0 +1,163 @@
+"""The operator table: each op's schema, fake and reference, in pipeline order.
+
+``capmoe::<op>`` is functional and knows nothing of the classes of the public API; routing.py and
+layer.py check the arguments and call it. Sizes: T tokens, E experts, K candidate columns, N rows of
+the packed buffer, H hidden size, F intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .bounds import select_rows
+
+OPS: list[str] = []
+
+
+def _op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define ``capmoe::<schema>``, served by the reference; the decorated function is its fake."""
+    name = schema[: schema.index("(")]
+    OPS.append(name)
+    torch.library.define(f"capmoe::{name}", schema[len(name) :])
+    torch.library.impl(f"capmoe::{name}", "default", getattr(reference, name))
+    torch.library.register_autograd(f"capmoe::{name}", _no_backward)
+    decorator: Callable[..., Any] = torch.library.register_fake(f"capmoe::{name}")
+    return decorator
+
+
+def _no_backward(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError("capmoe_kernels is inference-only: its ops have no backward")
+
+
+# Scores every expert for every token and lists the token's candidates, best first: its top-k, then
+# what Expanded Drop or rerouting may add. K = min(E, top_k + extra) or min(E, top_k + locals).
+# -> expert_ids [T, K] int32, E where unused; weights [T, K] float32; scores [T, K] float32, what
+#    capacity ranks by
+@_op(
+    "gate(Tensor router_logits, Tensor? selection_bias, int top_k, str scoring, str renormalize,"
+    " float scaling, int num_groups, int topk_groups, str group_score, str drop_score, str expand,"
+    " int extra, int local_start, int local_stop)"
+    " -> (Tensor expert_ids, Tensor weights, Tensor scores)"
+)
+def _(
+    router_logits: Tensor,
+    selection_bias: Tensor | None,
+    top_k: int,
+    scoring: str,
+    renormalize: str,
+    scaling: float,
+    num_groups: int,
+    topk_groups: int,
+    group_score: str,
+    drop_score: str,
+    expand: str,
+    extra: int,
+    local_start: int,
+    local_stop: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    num_tokens, num_experts = router_logits.shape
+    more = local_stop - local_start if expand == "local" else extra
+    shape = (num_tokens, min(num_experts, top_k + more))
+    weights = router_logits.new_empty(shape, dtype=torch.float32)
+    return weights.to(torch.int32), weights, torch.empty_like(weights)
+
+
+# Drops what exceeds capacity and gives every kept pair a row: prefix sums in token order.
+# topk_ids [T, K] int32 or int64, anything outside [0, E) unused; weights, scores [T, K] float32;
+# token_mask [T] bool; token_priority [T] int64. factor is (numerator, denominator).
+# -> the fields of Routing
+@_op(
+    "select(Tensor topk_ids, Tensor weights, Tensor scores, Tensor? token_mask,"
+    " Tensor? token_priority, int num_experts, int top_k, int[]? factor, int? limit, str rounding,"
+    " str policy, str expand_priority, int? max_experts_per_token, int reroute_rounds,"
+    " int experts_per_budget, int seed, float? kept_weight_sum, str layout, int row_alignment)"
+    " -> (Tensor expert_ids, Tensor weights, Tensor rows, Tensor row_tokens, Tensor expert_offsets,"
+    " Tensor tokens_per_expert, Tensor demand_per_expert)"
+)
+def _(
+    topk_ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    token_mask: Tensor | None,
+    token_priority: Tensor | None,
+    num_experts: int,
+    top_k: int,
+    factor: Sequence[int] | None,
+    limit: int | None,
+    rounding: str,
+    policy: str,
+    expand_priority: str,
+    max_experts_per_token: int | None,
+    reroute_rounds: int,
+    experts_per_budget: int,
+    seed: int,
+    kept_weight_sum: float | None,
+    layout: str,
+    row_alignment: int,
+) -> tuple[Tensor, ...]:
+    num_tokens, columns = topk_ids.shape
+    kept = top_k if reroute_rounds > 1 else columns
+    rows = select_rows(
+        num_tokens,
+        num_experts,
+        top_k,
+        min(kept, max_experts_per_token or kept),
+        factor,
+        limit,
+        rounding,
+        experts_per_budget,
+        layout,
+        row_alignment,
+    )
+    pairs = topk_ids.new_empty((num_tokens, columns), dtype=torch.int32)
+    counts = topk_ids.new_empty(num_experts, dtype=torch.int32)
+    return (
+        pairs,
+        pairs.to(torch.float32),
+        torch.empty_like(pairs),
+        topk_ids.new_empty(rows, dtype=torch.int32),
+        topk_ids.new_empty(num_experts + 1, dtype=torch.int32),
+        counts,
+        torch.empty_like(counts),
+    )
+
+
+# hidden_states [T, H], row_tokens [N] int32 -> [N, H]; padding rows are unspecified
+@_op("dispatch(Tensor hidden_states, Tensor row_tokens) -> Tensor")
+def _(hidden_states: Tensor, row_tokens: Tensor) -> Tensor:
+    return hidden_states.new_empty(row_tokens.shape[0], hidden_states.shape[1])
+
+
+# The experts on their rows. x is [N, H], or [T, H] to be gathered through row_tokens [N].
+# gate_up_proj [E, 2F, H] or, for "..._no_mul" activations, [E, F, H]; down_proj [E, H, F]
+# -> [N, H]; rows of no expert are unspecified
+@_op(
+    "grouped_mlp(Tensor x, Tensor gate_up_proj, Tensor down_proj, Tensor? gate_up_bias,"
+    " Tensor? down_bias, Tensor expert_offsets, Tensor tokens_per_expert, Tensor? row_tokens,"
+    " str activation, str layout) -> Tensor"
+)
+def _(
+    x: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    expert_offsets: Tensor,
+    tokens_per_expert: Tensor,
+    row_tokens: Tensor | None,
+    activation: str,
+    layout: str,
+) -> Tensor:
+    rows = x.shape[0] if row_tokens is None else row_tokens.shape[0]
+    return x.new_empty(rows, x.shape[1])
+
+
+# y [N, H], rows [T, K] int32, weights [T, K] float32 -> [T, H], summed in float32 in column order
+@_op("combine(Tensor y, Tensor rows, Tensor weights) -> Tensor")
+def _(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    return y.new_empty(rows.shape[0], y.shape[1])

@@ -1,0 +1,68 @@
+// What each op accepts: one check per op, the same words on every backend.
+#pragma once
+
+#include "tensor.h"
+
+namespace capmoe {
+
+inline void check_float(const Tensor& tensor, const char* name) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, name,
+                  " must be float32, bfloat16 or float16, got ", toString(dtype));
+}
+
+inline void check_gate(const Tensor& router_logits, const std::optional<Tensor>& selection_bias, int64_t top_k,
+                       int64_t num_groups) {
+  check_shape(router_logits, "router_logits", {-1, -1});
+  check_float(router_logits, "router_logits");
+  const int64_t num_experts = router_logits.size(1);
+  STD_TORCH_CHECK(top_k >= 1 && top_k <= num_experts, "top_k must be from 1 to ", num_experts, ", got ", top_k);
+  STD_TORCH_CHECK(num_groups >= 1 && num_experts % num_groups == 0, "num_groups must divide ", num_experts, ", got ",
+                  num_groups);
+  if (selection_bias) check(*selection_bias, "selection_bias", {num_experts}, ScalarType::Float);
+}
+
+inline void check_select(const Tensor& topk_ids, const Tensor& weights, const Tensor& scores,
+                         const std::optional<Tensor>& token_mask, const std::optional<Tensor>& token_priority) {
+  check_shape(topk_ids, "topk_ids", {-1, -1});
+  const ScalarType ids = topk_ids.scalar_type();
+  STD_TORCH_CHECK(ids == ScalarType::Int || ids == ScalarType::Long, "topk_ids must be int32 or int64, got ",
+                  toString(ids));
+  const int64_t tokens = topk_ids.size(0), columns = topk_ids.size(1);
+  check(weights, "weights", {tokens, columns}, ScalarType::Float);
+  check(scores, "scores", {tokens, columns}, ScalarType::Float);
+  if (token_mask) check(*token_mask, "token_mask", {tokens}, ScalarType::Bool);
+  if (token_priority) check(*token_priority, "token_priority", {tokens}, ScalarType::Long);
+}
+
+inline void check_dispatch(const Tensor& hidden_states, const Tensor& row_tokens) {
+  check_shape(hidden_states, "hidden_states", {-1, -1});
+  check_float(hidden_states, "hidden_states");
+  check(row_tokens, "row_tokens", {-1}, ScalarType::Int);
+}
+
+inline void check_grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& down_proj,
+                              const std::optional<Tensor>& gate_up_bias, const std::optional<Tensor>& down_bias,
+                              const Tensor& expert_offsets, const Tensor& tokens_per_expert,
+                              const std::optional<Tensor>& row_tokens, bool gated) {
+  check_shape(down_proj, "down_proj", {-1, -1, -1});
+  check_float(down_proj, "down_proj");
+  const ScalarType dtype = down_proj.scalar_type();
+  const int64_t experts = down_proj.size(0), hidden = down_proj.size(1), up = down_proj.size(2) * (gated ? 2 : 1);
+  check(x, "x", {-1, hidden}, dtype);
+  check(gate_up_proj, "gate_up_proj", {experts, up, hidden}, dtype);
+  if (gate_up_bias) check(*gate_up_bias, "gate_up_bias", {experts, up}, dtype);
+  if (down_bias) check(*down_bias, "down_bias", {experts, hidden}, dtype);
+  check(expert_offsets, "expert_offsets", {experts + 1}, ScalarType::Int);
+  check(tokens_per_expert, "tokens_per_expert", {experts}, ScalarType::Int);
+  if (row_tokens) check(*row_tokens, "row_tokens", {-1}, ScalarType::Int);
+}
+
+inline void check_combine(const Tensor& y, const Tensor& rows, const Tensor& weights) {
+  check_shape(y, "y", {-1, -1});
+  check_float(y, "y");
+  check(rows, "rows", {-1, -1}, ScalarType::Int);
+  check(weights, "weights", {rows.size(0), rows.size(1)}, ScalarType::Float);
+}
+
+}  // namespace capmoe

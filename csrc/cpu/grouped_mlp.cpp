@@ -1,0 +1,127 @@
+// The grouped MLP: which instruction set, and what all of them share.
+#include "grouped_mlp.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace capmoe::cpu {
+namespace {
+
+enum class Isa { scalar, avx2, avx512, avx512_bf16, amx };  // each includes those before it
+constexpr const char* kIsaNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
+
+#if defined(__x86_64__)
+
+// Tiles are state that Linux saves only for a process that asked.
+bool amx_permitted() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = d >> 24 & 1, bf16 = d >> 22 & 1;
+  return tiles && bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+Isa best_isa() {
+  __builtin_cpu_init();
+  const auto all = [](auto... has) { return (has && ...); };
+  if (!all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"))) {
+    return Isa::scalar;
+  }
+  if (!all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
+           __builtin_cpu_supports("avx512vl"))) {
+    return Isa::avx2;
+  }
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
+  return amx_permitted() ? Isa::amx : Isa::avx512_bf16;
+}
+
+#else
+
+Isa best_isa() { return Isa::scalar; }
+
+#endif
+
+// CAPMOE_CPU_ISA, for tests, chooses a lesser one.
+Isa choose_isa() {
+  const Isa best = best_isa();
+  const char* wanted = std::getenv("CAPMOE_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') return best;
+  const auto* end = std::end(kIsaNames);
+  const auto* found = std::find(std::begin(kIsaNames), end, std::string(wanted));
+  if (found == end) {
+    throw std::runtime_error("CAPMOE_CPU_ISA is '" + std::string(wanted) +
+                             "', not scalar, avx2, avx512, avx512_bf16 or amx");
+  }
+  const auto isa = static_cast<Isa>(found - std::begin(kIsaNames));
+  if (isa > best) {
+    throw std::runtime_error("CAPMOE_CPU_ISA is '" + std::string(wanted) + "', but this processor's best is '" +
+                             kIsaNames[static_cast<int>(best)] + "'");
+  }
+  return isa;
+}
+
+}  // namespace
+
+std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t num_experts,
+                                 int64_t max_rows) {
+  std::vector<RowBlock> blocks;
+  int64_t group = 0;
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    const int64_t rows = tokens_per_expert[expert];
+    for (int64_t first = 0; first < rows; first += max_rows) {
+      blocks.push_back(
+          {expert, expert_offsets[expert] + first, std::min(max_rows, rows - first), group + first / kGroup});
+    }
+    group += ceil_div(rows, kGroup);
+  }
+  return blocks;
+}
+
+Buffer::Buffer(int64_t bytes) : data_(::operator new(bytes, std::align_val_t(64))) {}
+
+Buffer::~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+
+template <class T>
+void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
+                 const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
+                 const int32_t* tokens_per_expert, const GroupedMlp& config, T* y, const ParallelFor& parallel_for) {
+  static const Isa isa = choose_isa();
+  const GroupedMlpArgs<T> args{x,         row_tokens, gate_up_proj,   gate_up_bias,
+                               down_proj, down_bias,  expert_offsets, tokens_per_expert,
+                               config,    y,          &parallel_for};
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (isa == Isa::amx) return grouped_mlp_amx(args);
+    if (isa == Isa::avx512_bf16) return grouped_mlp_avx512_bf16(args);
+  }
+  if (isa >= Isa::avx512) return grouped_mlp_avx512(args);
+  if (isa == Isa::avx2) return grouped_mlp_avx2(args);
+#endif
+  grouped_mlp_scalar(args);
+}
+
+template void grouped_mlp(const float*, const int32_t*, const float*, const float*, const float*, const float*,
+                          const int32_t*, const int32_t*, const GroupedMlp&, float*, const ParallelFor&);
+template void grouped_mlp(const BFloat16*, const int32_t*, const BFloat16*, const BFloat16*, const BFloat16*,
+                          const BFloat16*, const int32_t*, const int32_t*, const GroupedMlp&, BFloat16*,
+                          const ParallelFor&);
+template void grouped_mlp(const Half*, const int32_t*, const Half*, const Half*, const Half*, const Half*,
+                          const int32_t*, const int32_t*, const GroupedMlp&, Half*, const ParallelFor&);
+
+}  // namespace capmoe::cpu

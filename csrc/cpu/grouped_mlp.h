@@ -1,0 +1,72 @@
+// What the grouped MLP's driver (grouped_mlp.cpp) and its instruction sets (grouped_mlp_<isa>.cpp) share.
+#pragma once
+
+#include <vector>
+
+#include "kernels.h"
+
+namespace capmoe::cpu {
+
+// grouped_mlp's arguments.
+template <class T>
+struct GroupedMlpArgs {
+  const T* x;
+  const int32_t* row_tokens;
+  const T* gate_up_proj;
+  const T* gate_up_bias;
+  const T* down_proj;
+  const T* down_bias;
+  const int32_t* expert_offsets;
+  const int32_t* tokens_per_expert;
+  GroupedMlp config;
+  T* y;
+  const ParallelFor* parallel_for;
+};
+
+// Sixteen tokens lie side by side in the lanes of a vector, or in the columns of a tile: a group.
+constexpr int64_t kGroup = 16;
+
+// Some rows of one expert, a multiple of kGroup but at the expert's end.
+struct RowBlock {
+  int64_t expert;
+  int64_t row;    // of the packed buffer
+  int64_t rows;   // at least 1
+  int64_t group;  // the first row's group, counted over all experts
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Cuts every expert's rows into blocks of at most `max_rows`.
+std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t num_experts,
+                                 int64_t max_rows);
+
+// Uninitialised memory, aligned to a cache line and a vector.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes);
+  ~Buffer();
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  template <class P>
+  P* as() const {
+    return static_cast<P*>(data_);
+  }
+
+ private:
+  void* data_;
+};
+
+// One function per instruction set; the caller has checked that the processor has it.
+template <class T>
+void grouped_mlp_scalar(const GroupedMlpArgs<T>& args);
+#if defined(__x86_64__)
+template <class T>
+void grouped_mlp_avx2(const GroupedMlpArgs<T>& args);
+template <class T>
+void grouped_mlp_avx512(const GroupedMlpArgs<T>& args);
+void grouped_mlp_avx512_bf16(const GroupedMlpArgs<BFloat16>& args);
+void grouped_mlp_amx(const GroupedMlpArgs<BFloat16>& args);
+#endif
+
+}  // namespace capmoe::cpu

@@ -1,0 +1,255 @@
+// The grouped MLP as blocks of a matrix product, for any instruction set.
+//
+// Both products are computed transposed, C^T = W x^T: the weights are read where they lie, and sixteen tokens fill
+// the lanes of a vector or the columns of a tile. So a row's sum runs over k in one order, whatever its neighbours
+// are and however many rows its expert has, and the hidden values come out in the layout that the second product
+// reads.
+//
+// A Path says how an instruction set does it: Scalar, the type of x, weights and y; Weight, what the kernel multiplies
+// with; Panel, what the tokens are packed to; kHalf, kGroups, the block: two halves of kHalf weight rows by kGroups
+// groups of tokens; kPair, how many neighbours in k lie together; kStep, what k is padded to; kBlockK, kPanelBytes,
+// the cache block; and the functions used below.
+//
+// A panel holds, for each group, Panel[k / kPair][kGroup][kPair]. Include inside the target region of one file.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "grouped_mlp.h"
+#include "simd.h"
+
+namespace capmoe::cpu {
+namespace {
+
+// An expert's weights. A unit is what the block counts: a row, or the gate row and the up row of one hidden value.
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t k;
+  int64_t unit_stride;
+  int64_t up_offset;  // from a unit's gate row to its up row; 0 where a unit is one row
+};
+
+// What a kernel reads of `half` weight rows of each half-block: whole steps of k in place, the rest zero-padded.
+template <class W>
+struct WeightRows {
+  const W* a;
+  const W* b;
+  int64_t stride;
+  const W* tail_a;  // [half, kStep]
+  const W* tail_b;
+};
+
+template <class Path>
+class Layer {
+ public:
+  using T = typename Path::Scalar;
+  using Panel = typename Path::Panel;
+  static constexpr int64_t kTokens = Path::kGroups * kGroup;
+  static constexpr int64_t kTile = 2 * Path::kHalf * kTokens;
+  static constexpr int64_t kMaxUnits = 256 / (2 * Path::kHalf) * (2 * Path::kHalf);  // in one task
+
+  explicit Layer(const GroupedMlpArgs<T>& args)
+      : args_(args), size_(args.config), hidden_stride_(round_up(size_.intermediate, Path::kStep) * kGroup) {}
+
+  void run() {
+    const std::vector<RowBlock> up_blocks = blocks(size_.hidden);
+    if (up_blocks.empty()) return;
+    const int64_t groups = up_blocks.back().group + ceil_div(up_blocks.back().rows, kGroup);
+    const Buffer hidden(groups * hidden_stride_ * sizeof(Panel));
+    hidden_ = hidden.as<Panel>();
+    for_tasks(up_blocks, size_.intermediate, size_.hidden,
+              [&](Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) {
+                gate_up(scratch, block, begin, end);
+              });
+    for_tasks(
+        blocks(size_.intermediate), size_.hidden, size_.intermediate,
+        [&](Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) { down(scratch, block, begin, end); });
+  }
+
+ private:
+  // What one range of tasks keeps to itself.
+  struct Scratch {
+    Scratch(int64_t groups, int64_t k)
+        : panel(groups * kGroup * round_up(std::min(k, Path::kBlockK), Path::kStep) * sizeof(Panel)),
+          sums((k <= Path::kBlockK ? 1 : ceil_div(groups, Path::kGroups) * (ceil_div(kMaxUnits, Path::kHalf))) * kTile *
+               sizeof(float)),
+          weights(Path::weight_scratch(std::min(k, Path::kBlockK))) {}
+    Buffer panel, sums, weights;
+    const RowBlock* packed = nullptr;  // what `panel` holds
+    int64_t packed_k = 0;
+    typename Path::Session session;
+  };
+
+  std::vector<RowBlock> blocks(int64_t k) const {
+    const int64_t row_bytes = std::min(k, Path::kBlockK) * sizeof(Panel);
+    const int64_t rows = std::clamp<int64_t>(Path::kPanelBytes / row_bytes / kTokens, 1, 512 / kTokens) * kTokens;
+    return row_blocks(args_.expert_offsets, args_.tokens_per_expert, size_.num_experts, rows);
+  }
+
+  // Calls task(scratch, block, begin, end) for every block of rows and every piece of `units`. Pieces are small, for
+  // the load to spread where experts are few; neighbours in a range share the packed rows.
+  template <class Task>
+  void for_tasks(const std::vector<RowBlock>& blocks, int64_t units, int64_t k, const Task& task) const {
+    const int64_t piece = k <= Path::kBlockK ? kMaxUnits / 2 : kMaxUnits;
+    const int64_t pieces = ceil_div(units, piece);
+    int64_t max_rows = 0;
+    for (const RowBlock& block : blocks) max_rows = std::max(max_rows, block.rows);
+    (*args_.parallel_for)(blocks.size() * pieces, [&](int64_t begin, int64_t end) {
+      Scratch scratch(ceil_div(max_rows, kGroup), k);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % pieces * piece;
+        task(scratch, blocks[i / pieces], first, std::min(first + piece, units));
+      }
+    });
+  }
+
+  void gate_up(Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) const {
+    const int64_t h = size_.hidden, f = size_.intermediate;
+    const bool gated = size_.gated;
+    const T* weights = args_.gate_up_proj + block.expert * (gated ? 2 : 1) * f * h;
+    const Matrix<T> matrix{weights, h, gated && size_.interleaved ? 2 * h : h,
+                           !gated ? 0 : (size_.interleaved ? h : f * h)};
+    const auto panel = [&](int64_t k0, int64_t k1) { return pack(scratch, block, k0, k1); };
+    const auto stride = [](int64_t k0, int64_t k1) { return round_up(k1 - k0, Path::kStep) * kGroup; };
+    multiply(scratch, matrix, begin, end, ceil_div(block.rows, kGroup), panel, stride,
+             [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
+               store_hidden(sums, block, unit, units, group, groups);
+             });
+    if (end == size_.intermediate) pad_hidden(block);
+  }
+
+  void down(Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) const {
+    const int64_t h = size_.hidden, f = size_.intermediate;
+    const Matrix<T> matrix{args_.down_proj + block.expert * h * f, f, f, 0};
+    const Panel* hidden = hidden_ + block.group * hidden_stride_;
+    const auto panel = [&](int64_t k0, int64_t) { return hidden + k0 * kGroup; };
+    const auto stride = [&](int64_t, int64_t) { return hidden_stride_; };
+    multiply(scratch, matrix, begin, end, ceil_div(block.rows, kGroup), panel, stride,
+             [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
+               store_y(sums, block, unit, units, group, groups);
+             });
+  }
+
+  // Sums of units [begin, end) over all k for all groups of a block, handed to `store` tile by tile: sums
+  // [rows, kTokens], where gated the units' gate rows, then their up rows.
+  template <class PanelAt, class Stride, class Store>
+  void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t groups,
+                const PanelAt& panel_at, const Stride& stride_of, const Store& store) const {
+    const bool pairs = matrix.up_offset != 0;
+    const int64_t step = pairs ? Path::kHalf : 2 * Path::kHalf;
+    const int64_t next = matrix.k <= Path::kBlockK ? 0 : kTile;  // one block of k: each tile is stored at once
+    for (int64_t k0 = 0; k0 < matrix.k; k0 += Path::kBlockK) {
+      const int64_t k1 = std::min(k0 + Path::kBlockK, matrix.k);
+      const Panel* panel = panel_at(k0, k1);
+      const int64_t stride = stride_of(k0, k1);
+      float* sums = scratch.sums.template as<float>();
+      for (int64_t unit = begin; unit < end; unit += step) {
+        const int64_t units = std::min(step, end - unit);
+        // Of an odd number of rows the halves share the middle one.
+        const int64_t half = pairs ? units : (units + 1) / 2;
+        const T* a = matrix.data + unit * matrix.unit_stride + k0;
+        const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
+        const int64_t first_b = pairs ? half : units - half;
+        const auto rows = Path::prepare(a, b, matrix.unit_stride, half, k1 - k0, scratch.weights);
+        for (int64_t group = 0; group < groups; group += Path::kGroups, sums += next) {
+          const int64_t count = std::min<int64_t>(Path::kGroups, groups - group);
+          Path::multiply(rows, half, panel + group * stride, stride, count, k1 - k0, sums, sums + first_b * kTokens,
+                         k0 > 0);
+          if (k1 == matrix.k) store(sums, unit, units, group, count);
+        }
+      }
+    }
+  }
+
+  // Columns [k0, k1) of a block's rows as a panel.
+  const Panel* pack(Scratch& scratch, const RowBlock& block, int64_t k0, int64_t k1) const {
+    Panel* panel = scratch.panel.template as<Panel>();
+    if (scratch.packed == &block && scratch.packed_k == k0) return panel;
+    scratch.packed = &block;
+    scratch.packed_k = k0;
+    const int64_t stride = round_up(k1 - k0, Path::kStep) * kGroup;
+    for (int64_t first = 0; first < block.rows; first += kGroup) {
+      const T* rows[kGroup] = {};
+      for (int64_t i = first; i < std::min(first + kGroup, block.rows); ++i) {
+        const int64_t row = args_.row_tokens ? args_.row_tokens[block.row + i] : block.row + i;
+        rows[i - first] = args_.x + row * size_.hidden + k0;
+      }
+      Path::pack(rows, k1 - k0, panel + first / kGroup * stride);
+    }
+    return panel;
+  }
+
+  void store_hidden(const float* sums, const RowBlock& block, int64_t unit, int64_t units, int64_t group,
+                    int64_t groups) const {
+    with_activation(size_.activation, [&](auto activation) {
+      for (int64_t g = 0; g < groups; ++g) {
+        Panel* out = hidden_ + (block.group + group + g) * hidden_stride_ + unit * kGroup;
+        for (int64_t i = 0; i < units; i += Path::kPair) {
+          Vec values[Path::kPair][kGroup / kLanes] = {};
+          for (int64_t j = 0; j < std::min<int64_t>(Path::kPair, units - i); ++j) {
+            activate(activation, sums + g * kGroup, block.expert, unit, units, i + j, values[j]);
+          }
+          Path::store_hidden(values, out + i * kGroup);
+        }
+      }
+    });
+  }
+
+  template <class Act>
+  void activate(Act, const float* sums, int64_t expert, int64_t unit, int64_t units, int64_t i,
+                Vec out[kGroup / kLanes]) const {
+    const int64_t f = size_.intermediate, width = size_.gated ? 2 * f : f;
+    const T* bias = args_.gate_up_bias ? args_.gate_up_bias + expert * width : nullptr;
+    const auto bias_at = [&](int64_t row) { return bias ? to_float(bias[row]) : 0.0f; };
+    const bool interleaved = size_.interleaved;
+    const float first_bias = bias_at(size_.gated && interleaved ? 2 * (unit + i) : unit + i);
+    const float up_bias = size_.gated ? bias_at(interleaved ? 2 * (unit + i) + 1 : f + unit + i) : 0.0f;
+    for (int part = 0; part < kGroup / kLanes; ++part) {
+      const Vec first = load(sums + i * kTokens + part * kLanes) + first_bias;
+      if (size_.gated) {
+        out[part] = Act::gated(first, load(sums + (units + i) * kTokens + part * kLanes) + up_bias);
+      } else {
+        out[part] = Act::plain(first);
+      }
+    }
+  }
+
+  // Zeros between F and the padded F, which the second product multiplies with its padded weights.
+  void pad_hidden(const RowBlock& block) const {
+    const int64_t used = round_up(size_.intermediate, Path::kPair) * kGroup;
+    for (int64_t g = 0; g < ceil_div(block.rows, kGroup); ++g) {
+      Panel* group = hidden_ + (block.group + g) * hidden_stride_;
+      std::memset(group + used, 0, (hidden_stride_ - used) * sizeof(Panel));
+    }
+  }
+
+  void store_y(const float* sums, const RowBlock& block, int64_t column, int64_t columns, int64_t group,
+               int64_t groups) const {
+    for (int64_t i = 0; i < columns; i += kGroup) {
+      const int64_t count = std::min(kGroup, columns - i);
+      const int64_t first = column + i;
+      alignas(64) float bias[kGroup] = {};
+      if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + first, bias, count);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t row = (group + g) * kGroup;
+        T* y = args_.y + (block.row + row) * size_.hidden + first;
+        alignas(64) float tile[kGroup * kGroup];
+        transpose(sums + i * kTokens + g * kGroup, kTokens, count, tile);
+        for (int64_t t = 0; t < std::min(kGroup, block.rows - row); ++t) {
+          store_row(tile + t * kGroup, bias, y + t * size_.hidden, count);
+        }
+      }
+    }
+  }
+
+  const GroupedMlpArgs<T>& args_;
+  const GroupedMlp& size_;
+  const int64_t hidden_stride_;  // of a group
+  Panel* hidden_ = nullptr;      // all experts' hidden values as one panel
+};
+
+}  // namespace
+}  // namespace capmoe::cpu
