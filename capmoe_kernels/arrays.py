@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -23,12 +23,12 @@ def accepts_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not _any_foreign((*args, *kwargs.values())):
             return function(*args, **kwargs)
         library: list[Any] = []
 
         def to_torch(value: Any) -> Any:
-            if isinstance(value, Tensor) or not hasattr(value, "__dlpack__"):
+            if not _is_foreign(value):
                 return value
             if not library:
                 library.append(_namespace(value))
@@ -36,12 +36,20 @@ def accepts_arrays(function: Callable[P, R]) -> Callable[P, R]:
 
         args, kwargs = pytree.tree_map(to_torch, (args, kwargs))
         result = function(*args, **kwargs)
-        if not library:
-            return result
         mapped: R = pytree.tree_map_only(Tensor, library[0].from_dlpack, result)
         return mapped
 
     return wrapper
+
+
+def _is_foreign(value: Any) -> bool:
+    return hasattr(value, "__dlpack__") and not isinstance(value, Tensor)
+
+
+def _any_foreign(values: Iterable[Any]) -> bool:
+    return any(
+        _any_foreign(value) if isinstance(value, tuple) else _is_foreign(value) for value in values
+    )
 
 
 def _namespace(array: Any) -> Any:

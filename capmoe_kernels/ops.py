@@ -25,13 +25,8 @@ def _op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     OPS.append(name)
     torch.library.define(f"capmoe::{name}", schema[len(name) :])
     torch.library.impl(f"capmoe::{name}", "default", getattr(reference, name))
-    torch.library.register_autograd(f"capmoe::{name}", _no_backward)
     decorator: Callable[..., Any] = torch.library.register_fake(f"capmoe::{name}")
     return decorator
-
-
-def _no_backward(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError("capmoe_kernels is inference-only: its ops have no backward")
 
 
 # Scores every expert for every token and lists the token's candidates, best first: its top-k, then
