@@ -11,6 +11,9 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -93,9 +96,17 @@ std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* t
   return blocks;
 }
 
-Buffer::Buffer(int64_t bytes) : data_(::operator new(bytes, std::align_val_t(64))) {}
+// A large buffer is written once and freed, so the faults of small pages would show.
+constexpr int64_t kHugePage = 2 << 20;
 
-Buffer::~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+Buffer::Buffer(int64_t bytes) : alignment_(bytes < 2 * kHugePage ? 64 : kHugePage) {
+  data_ = ::operator new(bytes, std::align_val_t(alignment_));
+#if defined(__linux__)
+  if (alignment_ == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: may fail
+#endif
+}
+
+Buffer::~Buffer() { ::operator delete(data_, std::align_val_t(alignment_)); }
 
 template <class T>
 void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,

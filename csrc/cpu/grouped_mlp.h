@@ -41,7 +41,7 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t num_experts,
                                  int64_t max_rows);
 
-// Uninitialised memory, aligned to a cache line and a vector.
+// Uninitialised memory, aligned to at least a cache line.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes);
@@ -54,6 +54,7 @@ class Buffer {
   }
 
  private:
+  const int64_t alignment_;
   void* data_;
 };
 

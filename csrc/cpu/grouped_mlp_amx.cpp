@@ -1,4 +1,4 @@
-// The grouped MLP in bfloat16 with AMX: 16 weight rows, read in place, times 16 tokens is one tile.
+// The grouped MLP in bfloat16 with AMX: 16 weight rows times 16 tokens is one tile.
 #if defined(__x86_64__)
 
 #include "simd_target.h"
@@ -42,6 +42,31 @@ struct AmxPath : PairPath<32> {
     ~Session() { _tile_release(); }
   };
 
+  // From here on copying the weights once, tile after tile, is cheaper than reading rows that lie far apart again and
+  // again.
+  static constexpr int64_t kManyTokens = 128;
+
+  static int64_t weight_scratch(int64_t k) {
+    return PairPath::weight_scratch(k) + 2 * kGroup * round_up(k, kStep) * sizeof(BFloat16);
+  }
+
+  static WeightRows<BFloat16> prepare(const BFloat16* a, const BFloat16* b, int64_t stride, int64_t half, int64_t k,
+                                      int64_t next, int64_t tokens, const Buffer& scratch) {
+    WeightRows<BFloat16> rows = PairPath::prepare(a, b, stride, half, k, next, tokens, scratch);
+    if (tokens < kManyTokens) return rows;
+    constexpr int64_t kWeights = kGroup * kStep;  // of a tile
+    BFloat16* tiles_a = scratch.as<BFloat16>() + PairPath::weight_scratch(k) / sizeof(BFloat16);
+    BFloat16* tiles_b = tiles_a + kWeights;
+    for (int64_t i = 0; i < half; ++i) {
+      for (int64_t column = 0; column + kStep <= k; column += kStep) {
+        const int64_t to = 2 * kWeights * (column / kStep) + i * kStep;
+        std::memcpy(tiles_a + to, a + i * stride + column, kStep * sizeof(BFloat16));
+        std::memcpy(tiles_b + to, b + i * stride + column, kStep * sizeof(BFloat16));
+      }
+    }
+    return {tiles_a, tiles_b, kStep, 2 * kWeights, 0, rows.tail_a, rows.tail_b};
+  }
+
   // One step of k: 32 columns of both halves' weights and of the panel.
   template <int kCount>
   static inline void step(const BFloat16* a, const BFloat16* b, int64_t stride, const BFloat16* panel,
@@ -76,8 +101,9 @@ struct AmxPath : PairPath<32> {
       _tile_zero(3);
     }
     const int64_t whole = k / kStep * kStep;
-    for (int64_t i = 0; i < whole; i += kStep) {
-      step<kCount>(rows.a + i, rows.b + i, rows.stride, panel + i * kGroup, group_stride);
+    const BFloat16 *a = rows.a, *b = rows.b;
+    for (int64_t i = 0; i < whole; i += kStep, a += rows.step, b += rows.step) {
+      step<kCount>(a, b, rows.stride, panel + i * kGroup, group_stride);
     }
     if (whole < k) step<kCount>(rows.tail_a, rows.tail_b, kStep, panel + whole * kGroup, group_stride);
     _tile_stored(0, sums_a, kSumRow);
@@ -90,9 +116,9 @@ struct AmxPath : PairPath<32> {
   }
 
   static void multiply(const WeightRows<BFloat16>& rows, int64_t half, const BFloat16* panel, int64_t stride,
-                       int64_t groups, int64_t k, float* sums_a, float* sums_b, bool accumulate) {
+                       int64_t tokens, int64_t k, float* sums_a, float* sums_b, bool accumulate) {
     if (half < kHalf) configure_tiles(half);
-    if (groups == 2) {
+    if (tokens > kGroup) {
       multiply_tiles<2>(rows, panel, stride, k, sums_a, sums_b, accumulate);
     } else {
       multiply_tiles<1>(rows, panel, stride, k, sums_a, sums_b, accumulate);

@@ -30,8 +30,8 @@ struct Avx512Bf16Path : PairPath<2> {
   struct Session {};
 
   static void multiply(const WeightRows<BFloat16>& rows, int64_t half, const BFloat16* panel, int64_t stride,
-                       int64_t groups, int64_t k, float* sums_a, float* sums_b, bool accumulate) {
-    multiply_halves<PairDot, kHalf, kGroups>(half, groups, rows, panel, stride, k, sums_a, sums_b, accumulate);
+                       int64_t tokens, int64_t k, float* sums_a, float* sums_b, bool accumulate) {
+    multiply_halves<PairDot, kHalf, kGroups>(half, tokens, rows, panel, stride, k, sums_a, sums_b, accumulate);
   }
 };
 

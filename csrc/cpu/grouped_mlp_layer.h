@@ -37,7 +37,9 @@ template <class W>
 struct WeightRows {
   const W* a;
   const W* b;
-  int64_t stride;
+  int64_t stride;   // from a row to the next
+  int64_t step;     // from kStep columns to the next
+  int64_t next;     // from a row to the one that the next block has in its place
   const W* tail_a;  // [half, kStep]
   const W* tail_b;
 };
@@ -74,9 +76,15 @@ class Layer {
   struct Scratch {
     Scratch(int64_t groups, int64_t k)
         : panel(groups * kGroup * round_up(std::min(k, Path::kBlockK), Path::kStep) * sizeof(Panel)),
-          sums((k <= Path::kBlockK ? 1 : ceil_div(groups, Path::kGroups) * (ceil_div(kMaxUnits, Path::kHalf))) * kTile *
-               sizeof(float)),
-          weights(Path::weight_scratch(std::min(k, Path::kBlockK))) {}
+          sums(sums_bytes(groups, k)),
+          weights(Path::weight_scratch(std::min(k, Path::kBlockK))) {
+      // Kernels need not write the lanes of missing tokens, but the activation reads them.
+      std::memset(sums.template as<float>(), 0, sums_bytes(groups, k));
+    }
+    static int64_t sums_bytes(int64_t groups, int64_t k) {
+      const int64_t tiles = ceil_div(groups, Path::kGroups) * ceil_div(kMaxUnits, Path::kHalf);
+      return (k <= Path::kBlockK ? 1 : tiles) * kTile * sizeof(float);
+    }
     Buffer panel, sums, weights;
     const RowBlock* packed = nullptr;  // what `panel` holds
     int64_t packed_k = 0;
@@ -114,7 +122,7 @@ class Layer {
                            !gated ? 0 : (size_.interleaved ? h : f * h)};
     const auto panel = [&](int64_t k0, int64_t k1) { return pack(scratch, block, k0, k1); };
     const auto stride = [](int64_t k0, int64_t k1) { return round_up(k1 - k0, Path::kStep) * kGroup; };
-    multiply(scratch, matrix, begin, end, ceil_div(block.rows, kGroup), panel, stride,
+    multiply(scratch, matrix, begin, end, block.rows, panel, stride,
              [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
                store_hidden(sums, block, unit, units, group, groups);
              });
@@ -127,16 +135,16 @@ class Layer {
     const Panel* hidden = hidden_ + block.group * hidden_stride_;
     const auto panel = [&](int64_t k0, int64_t) { return hidden + k0 * kGroup; };
     const auto stride = [&](int64_t, int64_t) { return hidden_stride_; };
-    multiply(scratch, matrix, begin, end, ceil_div(block.rows, kGroup), panel, stride,
+    multiply(scratch, matrix, begin, end, block.rows, panel, stride,
              [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
                store_y(sums, block, unit, units, group, groups);
              });
   }
 
-  // Sums of units [begin, end) over all k for all groups of a block, handed to `store` tile by tile: sums
+  // Sums of units [begin, end) over all k for all rows of a block, handed to `store` tile by tile: sums
   // [rows, kTokens], where gated the units' gate rows, then their up rows.
   template <class PanelAt, class Stride, class Store>
-  void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t groups,
+  void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t tokens,
                 const PanelAt& panel_at, const Stride& stride_of, const Store& store) const {
     const bool pairs = matrix.up_offset != 0;
     const int64_t step = pairs ? Path::kHalf : 2 * Path::kHalf;
@@ -153,12 +161,13 @@ class Layer {
         const T* a = matrix.data + unit * matrix.unit_stride + k0;
         const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
         const int64_t first_b = pairs ? half : units - half;
-        const auto rows = Path::prepare(a, b, matrix.unit_stride, half, k1 - k0, scratch.weights);
-        for (int64_t group = 0; group < groups; group += Path::kGroups, sums += next) {
-          const int64_t count = std::min<int64_t>(Path::kGroups, groups - group);
+        const auto rows =
+            Path::prepare(a, b, matrix.unit_stride, half, k1 - k0, step * matrix.unit_stride, tokens, scratch.weights);
+        for (int64_t first = 0; first < tokens; first += kTokens, sums += next) {
+          const int64_t group = first / kGroup, count = std::min(kTokens, tokens - first);
           Path::multiply(rows, half, panel + group * stride, stride, count, k1 - k0, sums, sums + first_b * kTokens,
                          k0 > 0);
-          if (k1 == matrix.k) store(sums, unit, units, group, count);
+          if (k1 == matrix.k) store(sums, unit, units, group, ceil_div(count, kGroup));
         }
       }
     }

@@ -17,7 +17,7 @@ struct PairPath {
 
   // The weights in place; what is left of k after whole steps is copied and padded with zeros.
   static WeightRows<BFloat16> prepare(const BFloat16* a, const BFloat16* b, int64_t stride, int64_t half, int64_t k,
-                                      const Buffer& scratch) {
+                                      int64_t next, int64_t, const Buffer& scratch) {
     BFloat16* tail_a = scratch.as<BFloat16>();
     BFloat16* tail_b = tail_a + kGroup * kStep;
     const int64_t whole = k / kStep * kStep, rest = k - whole;
@@ -28,7 +28,7 @@ struct PairPath {
         std::memcpy(tail_b + i * kStep, b + i * stride + whole, rest * sizeof(BFloat16));
       }
     }
-    return {a, b, stride, tail_a, tail_b};
+    return {a, b, stride, kStep, next, tail_a, tail_b};
   }
 
   static void store_hidden(const Vec (&values)[2][1], BFloat16* out) {

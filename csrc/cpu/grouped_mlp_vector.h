@@ -1,12 +1,15 @@
 // The grouped MLP with vectors: a Path (grouped_mlp_layer.h) for float32 sums of float32 products.
 //
 // 16-bit weights are converted, a block at a time, into a scratch that stays in the cache. Include inside the target
-// region of one file, after CAPMOE_LANES and simd.h.
+// region of one file, after defining CAPMOE_LANES.
 #pragma once
 
 #include <type_traits>
 
 #include "grouped_mlp_layer.h"
+#if CAPMOE_LANES == 16
+#include "grouped_mlp_few.h"
+#endif
 
 namespace capmoe::cpu {
 namespace {
@@ -54,18 +57,22 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
   }
 }
 
+// multiply_block with V vectors at most, as many as `tokens` need.
+template <class Dot, int kHalf, int V, int kTokens, class... Args>
+void multiply_vectors(int64_t tokens, Args... args) {
+  if constexpr (V > 1) {
+    if (tokens <= (V - 1) * kLanes) return multiply_vectors<Dot, kHalf, V - 1, kTokens>(tokens, args...);
+  }
+  multiply_block<Dot, kHalf, V, kTokens>(args...);
+}
+
 // multiply_block for a `half` known at run time, 1 to kHalf.
 template <class Dot, int kHalf, int kGroups, class... Args>
-void multiply_halves(int64_t half, int64_t groups, Args... args) {
+void multiply_halves(int64_t half, int64_t tokens, Args... args) {
   if constexpr (kHalf > 1) {
-    if (half < kHalf) return multiply_halves<Dot, kHalf - 1, kGroups>(half, groups, args...);
+    if (half < kHalf) return multiply_halves<Dot, kHalf - 1, kGroups>(half, tokens, args...);
   }
-  constexpr int kParts = kGroup / kLanes;
-  if constexpr (kGroups > 1) {
-    static_assert(kGroups == 2);
-    if (groups == 2) return multiply_block<Dot, kHalf, 2 * kParts, kGroups * kGroup>(args...);
-  }
-  multiply_block<Dot, kHalf, kParts, kGroups * kGroup>(args...);
+  multiply_vectors<Dot, kHalf, kGroups * kGroup / kLanes, kGroups * kGroup>(tokens, args...);
 }
 
 struct FloatDot {
@@ -82,7 +89,9 @@ struct FloatPath {
   using Scalar = T;
   using Panel = float;
   static constexpr int kHalf = kHalfRows, kGroups = kTokenGroups;
-  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 1024, kPanelBytes = 1024 * 1024;
+  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 1024;
+  // Weights that must be converted are worth more tokens.
+  static constexpr int64_t kPanelBytes = (std::is_same_v<T, float> ? 256 : 1024) * 1024;
   static constexpr int64_t kSumK = 256;  // divides kBlockK
   struct Session {};
 
@@ -92,25 +101,42 @@ struct FloatPath {
     return std::is_same_v<T, float> ? 0 : 2 * kHalf * (k + kPadding) * sizeof(float);
   }
 
-  static WeightRows<float> prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k,
-                                   const Buffer& scratch) {
-    if constexpr (std::is_same_v<T, float>) {
-      return {a, b, stride, nullptr, nullptr};
-    } else {
-      float* floats_a = scratch.as<float>();
-      float* floats_b = floats_a + half * (k + kPadding);
-      for (int64_t i = 0; i < half; ++i) to_floats(a + i * stride, floats_a + i * (k + kPadding), k);
-      for (int64_t i = 0; i < half; ++i) to_floats(b + i * stride, floats_b + i * (k + kPadding), k);
-      return {floats_a, floats_b, k + kPadding, nullptr, nullptr};
+  // One row, asking for the one that will follow it.
+  static void convert(const T* row, float* floats, int64_t k, int64_t next) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t i = 0; i < k; i += kLine) {
+      __builtin_prefetch(row + next + i, 0, 2);
+      to_floats(row + i, floats + i, std::min(kLine, k - i));
     }
   }
 
-  static void multiply(const WeightRows<float>& rows, int64_t half, const float* panel, int64_t stride, int64_t groups,
+  static WeightRows<float> prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k, int64_t next,
+                                   int64_t, const Buffer& scratch) {
+    if constexpr (std::is_same_v<T, float>) {
+      return {a, b, stride, kStep, next, nullptr, nullptr};
+    } else {
+      float* floats_a = scratch.as<float>();
+      float* floats_b = floats_a + half * (k + kPadding);
+      for (int64_t i = 0; i < half; ++i) convert(a + i * stride, floats_a + i * (k + kPadding), k, next);
+      for (int64_t i = 0; i < half; ++i) convert(b + i * stride, floats_b + i * (k + kPadding), k, next);
+      return {floats_a, floats_b, k + kPadding, kStep, 0, nullptr, nullptr};
+    }
+  }
+
+  static void multiply(const WeightRows<float>& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens,
                        int64_t k, float* sums_a, float* sums_b, bool accumulate) {
     for (int64_t k0 = 0; k0 < k; k0 += kSumK) {
-      const WeightRows<float> block{rows.a + k0, rows.b + k0, rows.stride, nullptr, nullptr};
-      multiply_halves<FloatDot, kHalf, kGroups>(half, groups, block, panel + k0 * kGroup, stride,
-                                                std::min(kSumK, k - k0), sums_a, sums_b, accumulate || k0 > 0);
+      const WeightRows<float> block{rows.a + k0, rows.b + k0, rows.stride, kStep, rows.next, nullptr, nullptr};
+      const float* x = panel + k0 * kGroup;
+      const int64_t count = std::min(kSumK, k - k0);
+#if CAPMOE_LANES == 16
+      if (tokens <= kFewTokens) {
+        multiply_few<kHalf, kGroups * kGroup>(tokens, block, half, x, count, sums_a, sums_b, accumulate || k0 > 0);
+        continue;
+      }
+#endif
+      multiply_halves<FloatDot, kHalf, kGroups>(half, tokens, block, x, stride, count, sums_a, sums_b,
+                                                accumulate || k0 > 0);
     }
   }
 

@@ -1,0 +1,204 @@
+"""Is the CPU layer faster than a loop of ``F.linear``? ``python -m bench.cpu_layer``.
+
+One thread and process CPU time, because cores may be shared; samples of the two alternate, and the
+median counts. Both sides get the same routing for free. Times end at the summed [T, H]. The answer
+is checked first, against float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import capmoe_kernels as cm
+
+
+class Shape(NamedTuple):
+    hidden: int
+    intermediate: int
+    experts: int
+    top_k: int
+
+
+SHAPES = {"mixs": Shape(1024, 2048, 8, 2), "olmoe": Shape(2048, 1024, 64, 8)}
+TOKENS = (1, 32, 512, 4096)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CHECKED_TOKENS = 16
+
+
+class Case(NamedTuple):
+    hidden_states: Tensor  # [T, H]
+    experts: cm.Experts
+    routing: cm.Routing
+
+
+def make_experts(shape: Shape, dtype: torch.dtype) -> cm.Experts:
+    up = torch.empty(shape.experts, 2 * shape.intermediate, shape.hidden, dtype=dtype)
+    down = torch.empty(shape.experts, shape.hidden, shape.intermediate, dtype=dtype)
+    return cm.Experts(up.normal_(0, shape.hidden**-0.5), down.normal_(0, shape.intermediate**-0.5))
+
+
+def make_case(shape: Shape, experts: cm.Experts, tokens: int) -> Case:
+    hidden_states = torch.randn(tokens, shape.hidden).to(experts.down_proj.dtype)
+    routing = cm.route(torch.randn(tokens, shape.experts), cm.Gating(top_k=shape.top_k))
+    return Case(hidden_states, experts, routing)
+
+
+def ours(case: Case) -> Tensor:
+    experts, routing = case.experts, case.routing
+    y = torch.ops.capmoe.grouped_mlp(
+        case.hidden_states,
+        experts.gate_up_proj,
+        experts.down_proj,
+        None,
+        None,
+        routing.expert_offsets,
+        routing.tokens_per_expert,
+        routing.row_tokens,
+        experts.activation,
+        experts.layout,
+    )
+    out: Tensor = torch.ops.capmoe.combine(y, routing.rows, routing.weights)
+    return out
+
+
+class Loop:
+    """One expert after another; what the routing says of each is worked out beforehand."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        routing = case.routing
+        live = routing.rows >= 0
+        row_weights = torch.zeros(routing.row_tokens.shape[0])
+        row_weights[routing.rows[live].long()] = routing.weights[live]
+        self.parts: list[tuple[int, Tensor, Tensor]] = []
+        for expert, count in enumerate(routing.tokens_per_expert.tolist()):
+            if count == 0:
+                continue
+            first = int(routing.expert_offsets[expert])
+            rows = slice(first, first + count)
+            weights = row_weights[rows, None].to(case.hidden_states.dtype)
+            self.parts.append((expert, routing.row_tokens[rows].long(), weights))
+
+    def __call__(self) -> Tensor:
+        x, experts = self.case.hidden_states, self.case.experts
+        out = torch.zeros_like(x)
+        for expert, tokens, weights in self.parts:
+            gate_up = F.linear(x.index_select(0, tokens), experts.gate_up_proj[expert])
+            gate, up = gate_up.chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, experts.down_proj[expert])
+            out.index_add_(0, tokens, y * weights)
+        return out
+
+
+def truth(case: Case, tokens: int) -> Tensor:
+    """The first ``tokens`` rows of the answer, in float64."""
+    experts, routing = case.experts, case.routing
+    x = case.hidden_states[:tokens].double()
+    out = torch.zeros_like(x)
+    for token in range(tokens):
+        for expert, weight in zip(routing.expert_ids[token], routing.weights[token], strict=True):
+            gate, up = (experts.gate_up_proj[expert].double() @ x[token]).chunk(2)
+            y = experts.down_proj[expert].double() @ (F.silu(gate) * up)
+            out[token] += weight.double() * y
+    return out
+
+
+def check(case: Case, loop: Loop) -> None:
+    tokens = min(CHECKED_TOKENS, case.hidden_states.shape[0])
+    expected = truth(case, tokens)
+    error = (ours(case)[:tokens] - expected).abs().max().item()
+    loop_error = (loop()[:tokens] - expected).abs().max().item()
+    slack = torch.finfo(case.hidden_states.dtype).eps * expected.abs().max().item()
+    if not error <= 2 * loop_error + slack:
+        raise SystemExit(f"wrong answer: error {error:.3g}, the loop's {loop_error:.3g}")
+
+
+def cpu_seconds(call: Callable[[], Tensor]) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def measure(case: Case, seconds: float) -> tuple[float, float, int]:
+    """Median seconds of ours and of the loop, and how many samples of each."""
+    loop = Loop(case)
+    check(case, loop)  # warms both up, too
+    samples: list[tuple[float, float]] = []
+    end = time.monotonic() + seconds
+    while len(samples) < 5 or (time.monotonic() < end and len(samples) < 50):
+        samples.append((cpu_seconds(lambda: ours(case)), cpu_seconds(loop)))
+    mine, theirs = zip(*samples, strict=True)
+    return statistics.median(mine), statistics.median(theirs), len(samples)
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    isa = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{names[0] if names else platform.machine()} ({' '.join(isa) or 'no x86 vectors'})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of samples per case")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    header = {
+        "torch": torch.__version__,
+        "cpu": cpu_model(),
+        "threads": 1,
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+    }
+    table = Table(title=", ".join(f"{key} {value}" for key, value in header.items()))
+    for column in ("dtype", "shape", "T", "ours ms", "loop ms", "loop / ours", "samples"):
+        table.add_column(column, justify="left" if column in ("dtype", "shape") else "right")
+    results = []
+    for dtype in arguments.dtype:
+        for name in arguments.shape:
+            experts = make_experts(SHAPES[name], DTYPES[dtype])
+            for tokens in arguments.tokens:
+                case = make_case(SHAPES[name], experts, tokens)
+                mine, theirs, samples = measure(case, arguments.seconds)
+                ratio = theirs / mine
+                times = f"{1e3 * mine:.2f}", f"{1e3 * theirs:.2f}"
+                table.add_row(dtype, name, str(tokens), *times, f"{ratio:.2f}", str(samples))
+                results.append(
+                    {
+                        "dtype": dtype,
+                        "shape": name,
+                        "tokens": tokens,
+                        "ours_ms": 1e3 * mine,
+                        "loop_ms": 1e3 * theirs,
+                        "ratio": ratio,
+                        "samples": samples,
+                    }
+                )
+    Console(width=110).print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**header, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
