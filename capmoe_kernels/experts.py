@@ -94,8 +94,8 @@ class Experts:
     def pack(self) -> Experts:
         """The same experts in the layout the kernels read fastest; call it once, keep the result.
 
-        Weights become dense, and gate and up rows ``"concat"``. Results do not change by a bit.
-        Tensors that are so already are shared, not copied.
+        Weights become dense, and gate and up rows ``"concat"``. On the CPU backend results do
+        not change by a bit. Tensors that are so already are shared, not copied.
         """
         if self.layout == "concat":
             return replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ._checks import FLOATS, require_inference, require_tensor
@@ -10,6 +9,7 @@ from .arrays import accepts_arrays
 from .capacity import Capacity
 from .experts import Experts
 from .gating import Gating
+from .ops import run
 from .routing import Routing, route
 
 
@@ -31,7 +31,7 @@ def dispatch(hidden_states: Tensor, routing: Routing) -> Tensor:
     _check_routing(routing)
     _check_hidden(hidden_states, routing)
     require_inference(hidden_states=hidden_states)
-    out: Tensor = torch.ops.capmoe.dispatch(hidden_states, routing.row_tokens)
+    out: Tensor = run("dispatch", hidden_states, routing.row_tokens)
     return out
 
 
@@ -79,7 +79,7 @@ def combine(y: Tensor, routing: Routing) -> Tensor:
     rows, device = routing.row_tokens.shape[0], routing.rows.device
     require_tensor("y", y, [rows, None], FLOATS, device, "N, H")
     require_inference(y=y)
-    out: Tensor = torch.ops.capmoe.combine(y, routing.rows, routing.weights)
+    out: Tensor = run("combine", y, routing.rows, routing.weights)
     return out
 
 
@@ -127,14 +127,15 @@ def moe(
         selection_bias=selection_bias,
     )
     y = _grouped_mlp(hidden_states, experts, routing, routing.row_tokens)
-    out: Tensor = torch.ops.capmoe.combine(y, routing.rows, routing.weights)
+    out: Tensor = run("combine", y, routing.rows, routing.weights)
     return out
 
 
 def _grouped_mlp(
     x: Tensor, experts: Experts, routing: Routing, row_tokens: Tensor | None
 ) -> Tensor:
-    out: Tensor = torch.ops.capmoe.grouped_mlp(
+    out: Tensor = run(
+        "grouped_mlp",
         x,
         experts.gate_up_proj,
         experts.down_proj,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from ._checks import require_inference
 from .bounds import select_rows
 
 OPS: list[str] = []
@@ -25,8 +26,35 @@ def _op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     OPS.append(name)
     torch.library.define(f"capmoe::{name}", schema[len(name) :])
     torch.library.impl(f"capmoe::{name}", "default", getattr(reference, name))
+    torch.library.impl(f"capmoe::{name}", "Autograd", _refuse_grad(name))
     decorator: Callable[..., Any] = torch.library.register_fake(f"capmoe::{name}")
     return decorator
+
+
+def _refuse_grad(name: str) -> Callable[..., Any]:
+    """The op's Autograd kernel: there is no backward, so recording one is an error."""
+
+    def kernel(*args: Any) -> Any:
+        op = getattr(torch.ops.capmoe, name).default
+        names = [argument.name for argument in op._schema.arguments]
+        tensors = zip(names, args, strict=False)
+        require_inference(**{n: value for n, value in tensors if isinstance(value, Tensor)})
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return kernel
+
+
+def run(name: str, *args: Any) -> Any:
+    """Call ``capmoe::<name>`` on arguments that the public functions have checked.
+
+    In eager mode this goes below autograd, whose kernel above would cost more than a small op.
+    """
+    op = getattr(torch.ops.capmoe, name).default
+    if torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 # Scores every expert for every token and lists the token's candidates, best first: its top-k, then

@@ -12,6 +12,7 @@ from ._routing_checks import RowLayout, check_route, check_rows, check_tokens, r
 from .arrays import accepts_arrays
 from .capacity import Capacity
 from .gating import Gating
+from .ops import run
 
 _DROPLESS = Capacity()
 
@@ -25,7 +26,8 @@ class Routing(NamedTuple):
     """
 
     expert_ids: Tensor
-    """[T, K] int32: candidates, best first; E where the column is unused."""
+    """[T, K] int32: candidates, best first; E where the column is unused: no such expert, padding,
+    or, under rerouting, an expert the token never came to ask for."""
     weights: Tensor
     """[T, K] float32: combine weight; 0 where dropped or unused."""
     rows: Tensor
@@ -64,7 +66,8 @@ def route(
         token_priority: [T] int32 or int64: a higher class is kept before a lower one, whatever the
             policy says (the paper's Image-First drop is ``is_text``, Text-First ``is_image``).
         selection_bias: [E] float32, added to the scores for ranking experts only (DeepSeek-V3's
-            ``e_score_correction_bias``); weights and drop scores do not see it.
+            ``e_score_correction_bias``); weights and drop scores do not see it. -inf forbids an
+            expert. Without a bias experts are ranked by their logits, which do not saturate.
         layout: ``"packed"``: an expert's rows follow the previous one's; ``"padded"``: every expert
             owns the same number of rows, so a [N, H] buffer is [E, C, H].
         row_alignment: an expert's first row is a multiple of this.
@@ -86,7 +89,8 @@ def route(
     extra = capacity.extra
     if capacity.reroute_rounds > 1:
         extra = top_k * (capacity.reroute_rounds - 1)
-    expert_ids, weights, scores = torch.ops.capmoe.gate(
+    expert_ids, weights, scores = run(
+        "gate",
         router_logits,
         selection_bias,
         top_k,
@@ -196,7 +200,8 @@ def _select(
     if ratio is not None and ratio[0] >= ratio[1] * num_experts:
         ratio = None  # C >= top_k * T bounds nothing, and the product stays in 64 bits
     return Routing(
-        *torch.ops.capmoe.select(
+        *run(
+            "select",
             expert_ids,
             weights,
             scores,

@@ -1,0 +1,5 @@
+"""``python -m capmoe_kernels.cli`` is ``capmoe``."""
+
+from . import main
+
+main()

@@ -1,0 +1,96 @@
+"""The grid of settings an evaluation compares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from ..capacity import Capacity, Policy
+from ..integrations.ranks import local_experts
+from .errors import UsageError
+
+POLICIES: tuple[str, ...] = get_args(Policy)
+EXPANDS: tuple[str, ...] = ("none", "local")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table. ``factor`` None is dropless, and then the rest means nothing."""
+
+    factor: float | None = None
+    policy: str = "score"
+    expand: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What the table calls the line's method."""
+        if self.factor is None:
+            return "dropless"
+        return self.policy if self.expand == "none" else f"{self.policy}, {self.expand}"
+
+    def capacity(self, num_devices: int, num_experts: int) -> Capacity | None:
+        """The library's form; the ranks put their own experts in the place of rank 0's."""
+        if self.factor is None:
+            return None
+        local = local_experts(0, num_devices, num_experts) if self.expand == "local" else None
+        return Capacity(
+            factor=self.factor,
+            policy=self.policy,  # type: ignore[arg-type]
+            expand=self.expand,  # type: ignore[arg-type]
+            local_experts=local,
+        )
+
+
+DROPLESS = Setting()
+
+
+def parse_factors(text: str) -> list[float]:
+    """``"2.0,1.5"`` to factors, high ones first.
+
+    Raises:
+        UsageError: not a comma-separated list of numbers >= 0.
+    """
+    factors = []
+    for item in _items("--capacity-factor", text):
+        try:
+            factor = float(item)
+        except ValueError:
+            raise UsageError(f"--capacity-factor {text}: {item!r} is not a number") from None
+        if not (math.isfinite(factor) and factor >= 0):
+            raise UsageError(f"--capacity-factor {text}: {item} is not a finite number >= 0")
+        factors.append(factor)
+    return sorted(set(factors), reverse=True)
+
+
+def parse_choices(option: str, text: str, choices: Sequence[str]) -> list[str]:
+    """A comma-separated list of some of ``choices``, in the order given.
+
+    Raises:
+        UsageError: an item is none of them.
+    """
+    items = _items(option, text)
+    for item in items:
+        if item not in choices:
+            raise UsageError(f"{option} {text}: {item!r} is not one of {', '.join(choices)}")
+    return list(dict.fromkeys(items))
+
+
+def make_grid(
+    factors: Sequence[float], policies: Sequence[str], expands: Sequence[str]
+) -> list[Setting]:
+    """Every combination, grouped by method."""
+    return [
+        Setting(factor, policy, expand)
+        for expand in expands
+        for policy in policies
+        for factor in factors
+    ]
+
+
+def _items(option: str, text: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise UsageError(f"{option} {text!r}: expected a comma-separated list without gaps")
+    return items

@@ -1,0 +1,152 @@
+"""Backends under test, poisoned memory, and the rule by which floats are judged.
+
+``CAPMOE_REQUIRE=reference,cpu`` turns the skip of an absent backend into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import hypothesis
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import capmoe_kernels as cm
+from capmoe_kernels import reference
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile(
+    "capmoe",
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("capmoe")
+
+OPS = ("gate", "select", "dispatch", "grouped_mlp", "combine")
+
+
+class UseReference(TorchDispatchMode):
+    """Within it every capmoe op is the reference function, whatever backend serves the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "capmoe":
+            return getattr(reference, func.overloadpacket.__name__)(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Backend:
+    """One implementation of the five ops. The public API runs on it inside ``serving()``."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.device = torch.device("cpu")
+
+    def __repr__(self):
+        return self.name
+
+    def serving(self):
+        return UseReference() if self.name == "reference" else nullcontext()
+
+    def gate(
+        self, logits, gating, bias=None, drop_score="prob", expand="none", extra=0, local=(0, 0)
+    ):
+        """capmoe::gate with its options as the public dataclass."""
+        g = gating
+        groups = (g.num_groups, g.topk_groups, g.group_score)
+        weighing = (g.top_k, g.scoring, g.renormalize, float(g.scaling))
+        extra = min(extra, logits.shape[1] - g.top_k)
+        with self.serving():
+            return torch.ops.capmoe.gate(
+                logits, bias, *weighing, *groups, drop_score, expand, extra, *local
+            )
+
+    def select(self, ids, weights, scores, num_experts, capacity, top_k=None, **options):
+        """capmoe::select with its options as the public dataclass."""
+        c = capacity
+        with self.serving():
+            return cm.Routing(
+                *torch.ops.capmoe.select(
+                    ids,
+                    weights,
+                    scores,
+                    options.pop("token_mask", None),
+                    options.pop("token_priority", None),
+                    num_experts,
+                    ids.shape[1] if top_k is None else top_k,
+                    c.ratio,
+                    c.limit,
+                    c.rounding,
+                    c.policy,
+                    c.expand_priority,
+                    c.max_experts_per_token,
+                    c.reroute_rounds,
+                    c.experts_per_device or 1,
+                    c.seed,
+                    options.pop("kept_weight_sum", None),
+                    options.pop("layout", "packed"),
+                    options.pop("row_alignment", 1),
+                    **options,
+                )
+            )
+
+    def dispatch(self, *args):
+        return self._op("dispatch", args)
+
+    def grouped_mlp(self, *args):
+        return self._op("grouped_mlp", args)
+
+    def combine(self, *args):
+        return self._op("combine", args)
+
+    def _op(self, name, args):
+        with self.serving():
+            return getattr(torch.ops.capmoe, name)(*args)
+
+
+def why_absent(name: str) -> str | None:
+    """The reason a backend cannot be tested here, None where it can."""
+    state = cm.backends()
+    if name == "reference":
+        return None
+    if name == "cpu":
+        served = state.serving["cpu"]
+        return None if served == "cpu" else state.absent.get("cpu", f"cpu is served by {served}")
+    raise ValueError(f"no backend is called {name}")
+
+
+BACKENDS = ("reference", "cpu")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each backend in turn; within the test it also serves the public API."""
+    reason = why_absent(request.param)
+    if reason is not None:
+        required = os.environ.get("CAPMOE_REQUIRE", "").split(",")
+        if request.param in [name.strip() for name in required]:
+            pytest.fail(f"CAPMOE_REQUIRE asks for {request.param}: {reason}")
+        pytest.skip(f"{request.param}: {reason}")
+    chosen = Backend(request.param)
+    with chosen.serving():
+        yield chosen
+
+
+@pytest.fixture
+def poison():
+    """Uninitialised memory is NaN (or the largest integer): a row left unwritten is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def pytest_report_header():
+    return [f"capmoe backends: {str(cm.backends()).replace(chr(10), '; ')}"]

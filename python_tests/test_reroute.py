@@ -1,0 +1,44 @@
+"""Token Reroute: section 1.6's golden vector and the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import router_logits
+from checks import check_route, kept_pairs
+
+import capmoe_kernels as cm
+
+POLICIES = ["score", "keep_first", "keep_last", "random"]
+
+S_1_6 = [
+    [0.60, 0.25, 0.10, 0.05],
+    [0.55, 0.05, 0.30, 0.10],
+    [0.50, 0.30, 0.15, 0.05],
+    [0.45, 0.15, 0.05, 0.35],
+    [0.10, 0.40, 0.20, 0.30],
+]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+def test_reroute_golden_1_6(backend, rounds):
+    kept = {(0, 0), (0, 1), (2, 1), (1, 2), (3, 3), (4, 1), (4, 3)}
+    kept = {1: {(0, 0), (1, 0), (1, 2), (2, 1), (3, 3), (4, 1), (4, 3)}}.get(rounds)
+    if kept is None:
+        kept = {(0, 0), (1, 0), (1, 2), (2, 1), (2, 2), (3, 3), (4, 1), (4, 3)}
+    logits = torch.tensor(S_1_6).log()
+    capacity = cm.Capacity(limit=2, reroute_rounds=rounds)
+    routing = check_route(backend, logits, cm.Gating(top_k=2), capacity)
+    assert kept_pairs(routing) == kept
+    assert routing.demand_per_expert.tolist() == [4, 3, 1, 2]
+    assert routing.expert_ids.shape[1] == min(4, 2 * rounds)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_reroute(backend, poison, rounds, policy):
+    for style in ["skewed", "levels"]:
+        for renormalize in ["none", "topk", "kept"]:
+            capacity = cm.Capacity(factor=0.8, reroute_rounds=rounds, policy=policy, seed=rounds)
+            gating = cm.Gating(top_k=2, renormalize=renormalize)
+            check_route(backend, router_logits(45, 10, style), gating, capacity)

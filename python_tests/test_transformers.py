@@ -1,0 +1,246 @@
+"""Taking over a model's MoE blocks: the same numbers, the bound of each rank, the way back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import capmoe_kernels as cm
+from capmoe_kernels import Capacity, Experts, Gating
+from capmoe_kernels.integrations import blocks, olmoe, ranks
+from capmoe_kernels.integrations.ranks import local_experts, merge, route_per_rank
+from capmoe_kernels.integrations.transformers import apply, find_moe_blocks, supported, watch
+
+EXPAND = Capacity(factor=1.0, expand="local", local_experts=(0, 1))
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def input_ids():
+    return torch.randint(0, 256, (3, 50), generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(model, input_ids):
+    return model(input_ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("norm_topk_prob", [False, True])
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_dropless_equals_transformers(input_ids, norm_topk_prob, num_ranks):
+    model = tiny_model(norm_topk_prob=norm_topk_prob)
+    expected = logits_of(model, input_ids)
+    with apply(model, num_ranks=num_ranks):
+        torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
+    with apply(model, Capacity(factor=EXPERTS), num_ranks=num_ranks):
+        torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_dropless_equals_transformers_in_bfloat16(input_ids):
+    model = tiny_model(torch.bfloat16)
+    expected = logits_of(model, input_ids).float()
+    with apply(model):
+        error = (logits_of(model, input_ids).float() - expected).abs()
+    # Router logits tie in 16 bits, and a tie may send a token elsewhere: rare, so judge the bulk.
+    assert error.quantile(0.9) < 0.05 * expected.std()
+
+
+def test_undo_gives_back_every_bit(input_ids):
+    model = tiny_model()
+    before = logits_of(model, input_ids)
+    applied = apply(model, Capacity(factor=0.5))
+    assert not torch.equal(logits_of(model, input_ids), before)
+    applied.undo()
+    applied.undo()
+    assert torch.equal(logits_of(model, input_ids), before)
+    assert all("forward" not in vars(block.module) for block in applied.blocks)
+
+
+def test_undo_keeps_a_forward_that_was_already_replaced(input_ids):
+    model = tiny_model()
+    block = model.model.layers[0].mlp
+    block.forward = mine = torch.zeros_like
+    with pytest.raises(ZeroDivisionError), apply(model):
+        raise ZeroDivisionError
+    assert block.forward is mine
+
+
+def test_watch_changes_nothing_and_takes_time(input_ids):
+    model = tiny_model()
+    before = logits_of(model, input_ids)
+    with watch(model) as watched:
+        assert torch.equal(logits_of(model, input_ids), before)
+    assert [record.layer for record in watched.records] == list(range(LAYERS))
+    assert all(record.seconds > 0 and record.num_tokens == 150 for record in watched.records)
+
+
+def test_padding_is_neither_counted_nor_felt(input_ids):
+    model = tiny_model()
+    capacity = Capacity(factor=0.75, policy="keep_first")
+    with apply(model, capacity, record=True) as applied:
+        alone = logits_of(model, input_ids[:, :30])
+        counted = [record.tokens_per_expert for record in applied.records]
+        applied.records.clear()
+        applied.token_mask = torch.arange(50).expand(3, 50) < 30
+        padded = logits_of(model, input_ids)[:, :30]
+    torch.testing.assert_close(padded, alone, atol=2e-5, rtol=1e-5)
+    for record, expected in zip(applied.records, counted, strict=True):
+        assert record.num_tokens == 90
+        assert torch.equal(record.tokens_per_expert, expected)
+
+
+def test_records_say_what_the_router_asked_for(input_ids):
+    model = tiny_model()
+    asked = []
+    gate = model.model.layers[0].mlp.gate
+    handle = gate.register_forward_hook(lambda _m, _i, out: asked.append(out[2]))
+    logits_of(model, input_ids)
+    handle.remove()
+    with apply(model, Capacity(factor=1.0), record=True) as applied:
+        logits_of(model, input_ids)
+    demand = torch.bincount(asked[0].flatten(), minlength=EXPERTS)
+    assert torch.equal(applied.records[0].demand_per_expert, demand)
+    limit = cm.expert_capacity(150, EXPERTS, TOP_K, 1.0)
+    assert torch.equal(applied.records[0].tokens_per_expert, demand.clamp(max=limit))
+
+
+def test_unknown_architecture_is_named_with_those_known():
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    with pytest.raises(ValueError, match=f"'llama'.*{', '.join(supported())}"):
+        apply(LlamaForCausalLM(config))
+
+
+def test_olmoe_without_its_blocks_is_refused():
+    model = tiny_model()
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(ValueError, match="no OlmoeSparseMoeBlock"):
+        find_moe_blocks(model)
+
+
+def test_ranks_must_divide_the_experts():
+    with pytest.raises(ValueError, match="3 devices for 8 experts"):
+        apply(tiny_model(), num_ranks=3)
+
+
+def test_router_logits_cannot_be_asked_for():
+    model = tiny_model()
+    model.config.output_router_logits = True
+    with pytest.raises(ValueError, match="output_router_logits"):
+        apply(model)
+
+
+def test_another_architecture_is_one_registration(input_ids, monkeypatch):
+    monkeypatch.setattr(blocks, "_ARCHITECTURES", dict(blocks._ARCHITECTURES))
+    model = tiny_model()
+    model.config.model_type = "mine"
+    blocks.register(blocks.Architecture("mine", "OlmoeSparseMoeBlock", olmoe.read))
+    expected = logits_of(model, input_ids)
+    with apply(model) as applied:
+        assert len(applied.blocks) == LAYERS
+        torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
+
+
+# Routing per rank, against plain Python.
+
+
+def kept_by_score(scores, top_k, limit, local):
+    """expert -> tokens that it keeps: the best of those that ask, and of all where it is local."""
+    num_tokens, num_experts = scores.shape
+    asking = {e: set() for e in range(num_experts)}
+    for token in range(num_tokens):
+        best = sorted(range(num_experts), key=lambda e: (-scores[token, e], e))[:top_k]
+        for expert in {*best, *local}:
+            asking[expert].add(token)
+    return {
+        e: set(sorted(tokens, key=lambda t: (-scores[t, e], t))[:limit])
+        for e, tokens in asking.items()
+    }
+
+
+def kept_by(routing):
+    kept = {e: set() for e in range(routing.tokens_per_expert.shape[0])}
+    for token, column in (routing.rows >= 0).nonzero().tolist():
+        kept[int(routing.expert_ids[token, column])].add(token)
+    return kept
+
+
+@pytest.mark.parametrize("capacity", [Capacity(factor=1.0), EXPAND], ids=["drop", "expand"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_tokens", [0, 3, 57])
+def test_each_rank_bounds_its_own_tokens(capacity, num_ranks, num_tokens):
+    logits = torch.randn(num_tokens, 8, generator=torch.Generator().manual_seed(num_tokens))
+    logits[:, 0] += 1.0
+    routings = route_per_rank(logits, Gating(top_k=2), capacity, num_ranks)
+    assert len(routings) == num_ranks
+    sizes = [num_tokens // num_ranks + (r < num_tokens % num_ranks) for r in range(num_ranks)]
+    start = 0
+    for rank, (size, routing) in enumerate(zip(sizes, routings, strict=True)):
+        own = logits[start : start + size]
+        start += size
+        limit = cm.expert_capacity(size, 8, 2, 1.0)
+        local = range(*local_experts(rank, num_ranks, 8)) if capacity.expand == "local" else ()
+        expected = kept_by_score(own.softmax(1).numpy(), 2, limit, local)
+        assert kept_by(routing) == expected
+        assert routing.tokens_per_expert.max() <= limit
+
+
+def test_extra_pairs_go_to_the_ranks_own_experts_only():
+    logits = torch.randn(64, 8, generator=torch.Generator().manual_seed(2))
+    roomy = Capacity(factor=2.0, expand="local", local_experts=(0, 1))
+    for rank, routing in enumerate(route_per_rank(logits, Gating(top_k=2), roomy, 4)):
+        extra = routing.expert_ids[:, 2:][routing.rows[:, 2:] >= 0]
+        assert len(extra) > 0
+        assert set(extra.tolist()) <= {2 * rank, 2 * rank + 1}
+
+
+def test_per_rank_is_not_global_capacity():
+    logits = torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
+    together, apart = (
+        merge(route_per_rank(logits, Gating(top_k=2), Capacity(factor=1.0), d)) for d in (1, 4)
+    )
+    assert kept_by(together) != kept_by(apart)
+
+
+def test_random_ranks_draw_differently():
+    logits = torch.randn(16, 8).repeat(2, 1)
+    one, two = route_per_rank(logits, Gating(top_k=2), Capacity(limit=1, policy="random"), 2)
+    assert kept_by(one) != kept_by(two)
+
+
+def test_random_layers_and_ranks_share_no_seed(input_ids, monkeypatch):
+    seeds = []
+
+    def spy(logits, gating, capacity):
+        seeds.append(capacity.seed)
+        return cm.route(logits, gating, capacity)
+
+    monkeypatch.setattr(ranks, "route", spy)
+    with apply(model := tiny_model(), Capacity(factor=1.0, policy="random", seed=7), num_ranks=4):
+        logits_of(model, input_ids)
+    assert seeds == list(range(7, 7 + 4 * LAYERS))
+
+
+@pytest.mark.parametrize("capacity", [None, Capacity(factor=1.0), EXPAND])
+def test_merged_ranks_compute_what_each_would(capacity):
+    generator = torch.Generator().manual_seed(4)
+    logits, tokens = (torch.randn(45, n, generator=generator) for n in (8, 16))
+    weights = [torch.randn(*shape, generator=generator) for shape in ((8, 24, 16), (8, 16, 12))]
+    experts = Experts(*weights)
+    routings = route_per_rank(logits, Gating(top_k=2), capacity, 4)
+    merged = merge(routings)
+
+    def run(x, routing):
+        return cm.combine(cm.grouped_mlp(cm.dispatch(x, routing), experts, routing), routing)
+
+    apart = [run(x, r) for x, r in zip(tokens.tensor_split(4), routings, strict=True)]
+    torch.testing.assert_close(run(tokens, merged), torch.cat(apart))
+    assert torch.equal(merged.demand_per_expert, sum(r.demand_per_expert for r in routings))
+    assert torch.equal(merged.tokens_per_expert, sum(r.tokens_per_expert for r in routings))
