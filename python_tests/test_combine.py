@@ -134,3 +134,17 @@ def test_repeats_to_the_bit(backend, dtype):
     routing = cm.route(router_logits(257, 60), cm.Gating(8), cm.Capacity(1.0))
     y = normal((len(routing.row_tokens), 40), dtype)
     assert same_bits(cm.combine(y, routing), cm.combine(y.clone(), routing))
+
+
+@pytest.mark.parametrize("weight", [1.0, 1.5, 3e-5, 3e4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_16_bit_value_is_read_and_rounded_to_nearest_even(backend, dtype, weight):
+    """Times 1.5 about half of them are ties; 3e-5 and 3e4 reach subnormals and overflow."""
+    y = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)[:, None]
+    rows = torch.arange(2**16, dtype=torch.int32)[:, None]
+    out = backend.combine(y, rows, torch.full((2**16, 1), weight))
+    # A sum of one term starts from +0, so -0 becomes +0.
+    expected = (0.0 + weight * y.float()).to(dtype)
+    assert torch.equal(out.isnan(), expected.isnan())
+    number = ~expected.isnan()
+    assert torch.equal(out[number].view(torch.int16), expected[number].view(torch.int16))

@@ -132,3 +132,15 @@ def test_the_callers_tensors_are_left_alone(backend):
     cm.select(ids, weights, 10, cm.Capacity(limit=2))
     assert ids.equal(before[0])
     assert weights.equal(before[1])
+
+
+def test_a_nan_score_ranks_below_every_number(backend):
+    """The op's own rule: the public functions refuse NaN where they can see it."""
+    scores = torch.tensor([[math.nan], [-1e30], [-math.inf], [-math.nan], [0.5]])
+    ids = torch.zeros(5, 1, dtype=torch.int32)
+    kept = []
+    for limit in range(1, 6):
+        routing = backend.select(ids, torch.ones(5, 1), scores, 1, cm.Capacity(limit=limit))
+        kept.append(routing.row_tokens.tolist())
+    # NaN counts as -inf, so those three stand in token order.
+    assert kept == [[4], [1, 4], [0, 1, 4], [0, 1, 2, 4], [0, 1, 2, 3, 4]]

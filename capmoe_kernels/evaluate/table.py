@@ -8,7 +8,7 @@ from rich.table import Table
 from .results import Evaluation, Result
 
 # What the columns need: a narrower terminal wraps lines, which loses nothing.
-_WIDTH = 112
+_WIDTH = 124
 # Bits per byte by which dropless may differ from Transformers; 2e-3 in 16 bits.
 _TOLERANCE = {"float32": 1e-4}
 
