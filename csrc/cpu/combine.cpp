@@ -1,15 +1,9 @@
 // The weighted sum of a token's expert outputs: a gather, in column order and in float32.
 #include <algorithm>
 
+#include "clones.h"
 #include "convert.h"
 #include "kernels.h"
-
-// One copy of the function per instruction set, chosen when the program starts.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CAPMOE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CAPMOE_CLONES
-#endif
 
 namespace capmoe::cpu {
 namespace {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "clones.h"
 #include "convert.h"
 #include "kernels.h"
 
@@ -11,18 +12,18 @@ namespace capmoe::cpu {
 namespace {
 
 constexpr float kForbidden = -INFINITY;
-// Up to here a sorted list with insertion beats a heap.
-constexpr int64_t kInsertionColumns = 32;
+constexpr int32_t kTaken = INT32_MIN;  // no float has this key
+// Up to here rounds of vector maxima beat a sort.
+constexpr int64_t kRoundsColumns = 32;
 
 // One token's experts; reused from token to token.
 struct Row {
-  explicit Row(int64_t num_experts)
-      : score(num_experts), rank_by(num_experts), order(num_experts), taken(num_experts) {}
+  explicit Row(int64_t num_experts) : score(num_experts), rank_by(num_experts), key(num_experts), order(num_experts) {}
 
   std::vector<float> score;    // softmax or sigmoid; 0 where forbidden
   std::vector<float> rank_by;  // kForbidden where forbidden
+  std::vector<int32_t> key;    // rank_by as integers, kTaken where forbidden or chosen
   std::vector<int32_t> order;
-  std::vector<char> taken;
   std::vector<float> group_value;
   std::vector<int32_t> group_order;
 };
@@ -36,15 +37,52 @@ void load_logits(const T* logits, Row& row) {
   }
 }
 
+// exp of x <= 0, subnormals and -inf included, within 2 units of the last place; a loop of it becomes vectors.
+inline float exp_negative(float x) {
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  x = x > -104.0f ? x : -104.0f;         // below, exp is 0
+  const float shifted = x * 1.44269504f + kRound;
+  const float n = shifted - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  float p = 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + c;
+  p = p * r * r + r + 1.0f;
+  // 2^n as the product of two powers, for one alone cannot be subnormal.
+  const int32_t exponent = bit_cast<int32_t>(shifted) - bit_cast<int32_t>(kRound);
+  const int32_t half = exponent >> 1;
+  return p * bit_cast<float>((half + 127) << 23) * bit_cast<float>((exponent - half + 127) << 23);
+}
+
+CAPMOE_CLONES void exp_all(const float* x, float largest, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = exp_negative(x[i] - largest);
+}
+
+// Sixteen sums in turn, added in pairs: the same order for every vector width.
+CAPMOE_CLONES float sum_all(const float* x, int64_t count) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane];
+  }
+  for (int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += x[i + lane];
+  for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+CAPMOE_CLONES void divide_all(float* x, float divisor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] /= divisor;
+}
+
 void softmax(Row& row) {
+  const int64_t count = static_cast<int64_t>(row.score.size());
   const float largest = *std::max_element(row.rank_by.begin(), row.rank_by.end());
   if (largest == kForbidden) return std::fill(row.score.begin(), row.score.end(), 0.0f);
-  float sum = 0;
-  for (size_t e = 0; e < row.score.size(); ++e) {
-    row.score[e] = std::exp(row.rank_by[e] - largest);
-    sum += row.score[e];
-  }
-  for (float& score : row.score) score /= sum;
+  exp_all(row.rank_by.data(), largest, count, row.score.data());
+  divide_all(row.score.data(), sum_all(row.score.data(), count), count);
 }
 
 void sigmoid(Row& row) {
@@ -61,29 +99,48 @@ void add_bias(const float* bias, Row& row) {
   }
 }
 
-// The ids in [begin, end) from best to worst, at most `count`, ties to the lower id. Skips forbidden
-// and taken ones. Returns how many there are.
-int64_t best_first(const std::vector<float>& value, const std::vector<char>& taken, int64_t begin, int64_t end,
-                   int64_t count, int32_t* ids) {
-  int64_t found = 0;
-  if (count <= kInsertionColumns) {
-    for (int64_t e = begin; e < end; ++e) {
-      if (value[e] == kForbidden || taken[e]) continue;
-      if (found == count && (count == 0 || !(value[e] > value[ids[count - 1]]))) continue;
-      int64_t at = found < count ? found++ : count - 1;
-      for (; at > 0 && value[e] > value[ids[at - 1]]; --at) ids[at] = ids[at - 1];
-      ids[at] = static_cast<int32_t>(e);
+// Takes the largest key, the first where there are several: its index, or -1 where none is left.
+CAPMOE_CLONES int64_t take_best(int32_t* key, int64_t count) {
+  int32_t best = kTaken;
+  for (int64_t i = 0; i < count; ++i) best = key[i] > best ? key[i] : best;
+  if (best == kTaken) return -1;
+  int32_t first = INT32_MAX;
+  for (int32_t i = 0; i < static_cast<int32_t>(count); ++i) {
+    const int32_t here = key[i] == best ? i : INT32_MAX;
+    first = here < first ? here : first;
+  }
+  key[first] = kTaken;
+  return first;
+}
+
+// Integers in the order of the floats; -0 equals 0.
+void make_keys(Row& row) {
+  for (size_t e = 0; e < row.key.size(); ++e) {
+    const int32_t bits = bit_cast<int32_t>(row.rank_by[e] + 0.0f);
+    const int32_t key = bits ^ ((bits >> 31) & 0x7fffffff);
+    row.key[e] = row.rank_by[e] == kForbidden ? kTaken : key;
+  }
+}
+
+// The ids in [begin, end) from best to worst, at most `count`, ties to the lower id. Forbidden ones and
+// those taken before are not there. Returns how many there are.
+int64_t best_first(Row& row, int64_t begin, int64_t end, int64_t count, int32_t* ids) {
+  if (count <= kRoundsColumns) {
+    for (int64_t found = 0; found < count; ++found) {
+      const int64_t best = take_best(row.key.data() + begin, end - begin);
+      if (best < 0) return found;
+      ids[found] = static_cast<int32_t>(begin + best);
     }
-    return found;
+    return count;
   }
   std::vector<int32_t> all;
   for (int64_t e = begin; e < end; ++e) {
-    if (value[e] != kForbidden && !taken[e]) all.push_back(static_cast<int32_t>(e));
+    if (row.key[e] != kTaken) all.push_back(static_cast<int32_t>(e));
   }
-  found = std::min<int64_t>(count, all.size());
+  const int64_t found = std::min<int64_t>(count, all.size());
   std::partial_sort(all.begin(), all.begin() + found, all.end(),
-                    [&](int32_t a, int32_t b) { return value[a] != value[b] ? value[a] > value[b] : a < b; });
-  std::copy_n(all.begin(), found, ids);
+                    [&](int32_t a, int32_t b) { return row.key[a] != row.key[b] ? row.key[a] > row.key[b] : a < b; });
+  for (int64_t i = 0; i < found; ++i) row.key[ids[i] = all[i]] = kTaken;
   return found;
 }
 
@@ -123,14 +180,12 @@ void limit_groups(const Gate& config, bool has_bias, Row& row) {
 
 // The token's candidates, best first; returns how many.
 int64_t choose(const Gate& config, Row& row) {
+  make_keys(row);
   const int64_t ranked = config.expand == Expand::rank ? config.columns : config.top_k;
-  int64_t found = best_first(row.rank_by, row.taken, 0, config.num_experts, ranked, row.order.data());
+  const int64_t found = best_first(row, 0, config.num_experts, ranked, row.order.data());
   if (config.expand != Expand::local) return found;
-  for (int64_t j = 0; j < found; ++j) row.taken[row.order[j]] = 1;
-  const int64_t extra = best_first(row.rank_by, row.taken, config.local_start, config.local_stop,
-                                   config.columns - found, row.order.data() + found);
-  for (int64_t j = 0; j < found; ++j) row.taken[row.order[j]] = 0;
-  return found + extra;
+  return found +
+         best_first(row, config.local_start, config.local_stop, config.columns - found, row.order.data() + found);
 }
 
 void write_token(const Gate& config, const Row& row, int64_t found, int32_t* ids, float* weights, float* scores) {
