@@ -7,6 +7,7 @@ import torch
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference
+from capmoe_kernels.bounds import select_rows
 
 # tokens, experts, top_k, hidden, intermediate
 SHAPES = {
@@ -17,8 +18,9 @@ GATE = ("softmax", "none", 1.0, 1, 1, "max", "prob", "none", 0, 0, 0)
 BACKENDS = {"dispatcher": torch.ops.capmoe, "reference": reference}
 
 
-def select_arguments(experts, top_k, factor=(5, 4)):
-    budget = (factor, None, "ceil", "score", "score", None, 1, 1, 0, None, "packed", 1)
+def select_arguments(tokens, experts, top_k, factor=(5, 4)):
+    rows = select_rows(tokens, experts, top_k, top_k, factor, None, "ceil", 1, "packed", 1)
+    budget = (factor, None, "ceil", "score", "score", None, 1, 1, 0, None, "packed", 1, rows)
     return (None, None, experts, top_k, *budget)
 
 
@@ -31,13 +33,13 @@ def inputs(shape):
     up = torch.randn(experts, 2 * intermediate, hidden, generator=generator) * hidden**-0.5
     down = torch.randn(experts, hidden, intermediate, generator=generator) * intermediate**-0.5
     ids, weights, scores = reference.gate(logits, None, top_k, *GATE)
-    chosen = reference.select(ids, weights, scores, *select_arguments(experts, top_k))
+    chosen = reference.select(ids, weights, scores, *select_arguments(tokens, experts, top_k))
     routing = cm.Routing(*chosen)
     mlp = (hidden_states, up.bfloat16(), down.bfloat16(), None, None)
     mlp += (routing.expert_offsets, routing.tokens_per_expert, routing.row_tokens, "silu", "concat")
     return {
         "gate": (logits, None, top_k, *GATE),
-        "select": (ids, weights, scores, *select_arguments(experts, top_k)),
+        "select": (ids, weights, scores, *select_arguments(tokens, experts, top_k)),
         "dispatch": (hidden_states, routing.row_tokens),
         "grouped_mlp": mlp,
         "combine": (

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTS = (torch.int32, torch.int64)
@@ -21,11 +23,11 @@ def require_int(name: str, value: Any, *, minimum: int, maximum: int | None = No
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
-def require_finite(name: str, value: Any, *, above: float) -> None:
+def require_finite(name: str, value: Any, *, above: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > above):
-        raise ValueError(f"{name} must be finite and > {above:g}, got {value}")
+    if not above < value <= most:  # false for NaN, too
+        raise ValueError(f"{name} must be > {above:g} and at most {most:g}, got {value}")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -81,7 +83,9 @@ def require_inference(**tensors: Tensor | None) -> None:
 
 def readable(tensor: Tensor) -> bool:
     """Whether values can be looked at without waiting for a device or breaking a graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not isinstance(tensor, FakeTensor) and get_proxy_mode() is None
 
 
 def require_number(name: str, tensor: Tensor, token_mask: Tensor | None = None) -> None:

@@ -55,6 +55,14 @@ def require_capacity(capacity: Capacity) -> None:
         )
 
 
+def require_row_numbers(num_rows: int) -> None:
+    if num_rows >= 2**31:
+        raise ValueError(
+            f"the routing needs {num_rows} rows, more than 32-bit row numbers can name: route fewer"
+            " tokens at a time, or lower row_alignment or the capacity"
+        )
+
+
 def check_tokens(pairs: Tensor, token_mask: Tensor | None, token_priority: Tensor | None) -> None:
     num_tokens, device = pairs.shape[0], pairs.device
     if token_mask is not None:

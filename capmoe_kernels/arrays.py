@@ -32,6 +32,11 @@ def accepts_arrays(function: Callable[P, R]) -> Callable[P, R]:
                 return value
             if not library:
                 library.append(_namespace(value))
+            if min(getattr(value, "strides", None) or (0,)) < 0:
+                # torch aborts the process on one.
+                raise ValueError(
+                    "an array must not have negative strides, such as a[::-1]: copy it"
+                )
             return from_dlpack(value)
 
         args, kwargs = pytree.tree_map(to_torch, (args, kwargs))

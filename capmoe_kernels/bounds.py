@@ -14,17 +14,19 @@ from ._checks import require_choice, require_int
 
 Rounding = Literal["ceil", "floor"]
 
-# Factors are kept as fractions with denominators up to this, so that 64-bit integers hold
-# factor * top_k * tokens for every size anyone runs.
+# Factors are fractions with denominators up to this, so that 64-bit integers hold
+# factor * top_k * tokens for every size anyone runs, on every device.
 _MAX_DENOMINATOR = 10**6
 
 
 def exact_factor(factor: Real | float) -> Fraction | None:
-    """``factor`` as the fraction its decimal digits say (1.1 is 11/10); None where it is infinite.
+    """The fraction nearest to ``factor``'s decimal digits; None where it is infinite.
+
+    1.1 is 11/10, 0.3333333333333333 is 1/3; denominators go up to a million.
 
     Raises:
         TypeError: ``factor`` is not a real number.
-        ValueError: ``factor`` is NaN or negative.
+        ValueError: ``factor`` is NaN or negative, or so small that it would be 0.
     """
     if isinstance(factor, bool) or not isinstance(factor, Real):
         raise TypeError(f"factor must be a real number, got {type(factor).__name__}")
@@ -33,6 +35,8 @@ def exact_factor(factor: Real | float) -> Fraction | None:
     if math.isinf(factor):
         return None
     exact = Fraction(factor) if isinstance(factor, Fraction) else Fraction(str(factor))
+    if 0 < exact < Fraction(1, _MAX_DENOMINATOR):
+        raise ValueError(f"factor must be 0 or at least 1e-6, got {factor}")
     return exact.limit_denominator(_MAX_DENOMINATOR)
 
 
@@ -64,7 +68,8 @@ def expert_capacity(
         num_tokens: tokens of this call, padding not counted, >= 0.
         num_experts: E, >= 1.
         top_k: experts a token asks for, 1 to E.
-        factor: capacity factor, a finite number >= 0, read by its decimal digits.
+        factor: capacity factor, finite, 0 or at least 1e-6; read as the fraction nearest to its
+            decimal digits with a denominator of at most a million.
         rounding: ``"ceil"`` (the paper's code) or ``"floor"`` (the paper's algorithms).
 
     Raises:

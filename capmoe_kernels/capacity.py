@@ -14,6 +14,8 @@ Expand = Literal["none", "local", "rank"]
 ExpandPriority = Literal["score", "topk_first"]
 Scope = Literal["expert", "device"]
 
+_MAX_INT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -23,7 +25,7 @@ class Capacity:
 
     Attributes:
         factor: capacity factor; C is :func:`expert_capacity` of the real tokens of the call.
-            None or inf: dropless.
+            None or inf: dropless. 0, or at least 1e-6.
         limit: an explicit C >= 0 instead of ``factor``.
         rounding: of ``factor``'s C, ``"ceil"`` or ``"floor"``.
         policy: which tokens an expert keeps. ``"score"``: the best (the paper's Score);
@@ -31,7 +33,7 @@ class Capacity:
             by a hash of (seed, token, expert), the same on every backend.
         drop_score: what ``"score"`` ranks: ``"prob"``, the gate's score, or ``"weight"``, that
             score over the sum of the token's top-k (Megatron-Core's ranking). They are the same
-            for ``renormalize="none"``.
+            for ``renormalize="none"``. ``select`` ranks the scores it is given.
         expand: Expanded Drop's extra candidates. ``"local"``: every expert of ``local_experts``;
             ``"rank"``: the token's next ``extra`` best.
         local_experts: (start, stop), the experts on the token's own device; for ``"local"``.
@@ -73,9 +75,10 @@ class Capacity:
         require_choice("Capacity.policy", self.policy, get_args(Policy))
         require_choice("Capacity.drop_score", self.drop_score, get_args(DropScore))
         require_int("Capacity.seed", self.seed, minimum=0, maximum=2**63 - 1)
-        require_int("Capacity.reroute_rounds", self.reroute_rounds, minimum=1)
+        require_int("Capacity.reroute_rounds", self.reroute_rounds, minimum=1, maximum=_MAX_INT)
         if self.max_experts_per_token is not None:
-            require_int("Capacity.max_experts_per_token", self.max_experts_per_token, minimum=1)
+            most = self.max_experts_per_token
+            require_int("Capacity.max_experts_per_token", most, minimum=1, maximum=_MAX_INT)
         self._check_expand()
         self._check_scope()
 
@@ -84,7 +87,7 @@ class Capacity:
         if self.factor is not None and self.limit is not None:
             raise ValueError("Capacity takes factor or limit, not both")
         if self.limit is not None:
-            require_int("Capacity.limit", self.limit, minimum=0, maximum=2**31 - 1)
+            require_int("Capacity.limit", self.limit, minimum=0, maximum=_MAX_INT)
         if self.factor is not None:
             try:
                 exact = exact_factor(self.factor)

@@ -60,8 +60,10 @@ class Experts:
         up, down = self.gate_up_proj, self.down_proj
         require_tensor("Experts.down_proj", down, [None, None, None], FLOATS, meaning="E, H, F")
         num_experts, hidden, intermediate = down.shape
-        if num_experts == 0:
-            raise ValueError("Experts.down_proj must hold at least one expert, got 0")
+        if 0 in down.shape:
+            raise ValueError(
+                f"Experts.down_proj must have E, H and F of at least 1, got {list(down.shape)}"
+            )
         up_rows, meaning = 2 * intermediate, "E, 2F, H"
         if not self.is_gated:
             up_rows, meaning = intermediate, "E, F, H for a plain MLP"

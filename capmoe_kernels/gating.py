@@ -22,7 +22,9 @@ class Gating:
         renormalize: what a kept expert's weight is divided by. ``"none"``: nothing (OLMoE,
             Qwen1.5-MoE, DeepSeek-V2). ``"topk"``: the scores of the token's top-k, dropped ones
             included, so a kept pair weighs what it weighs without capacity (Mixtral, Qwen3,
-            DeepSeek-V3). ``"kept"``: the scores of the experts the token kept, so they sum to one.
+            DeepSeek-V3); extra candidates are divided by the same sum, so one may weigh far more
+            than 1 where a selection bias chose a top-k of tiny scores. ``"kept"``: the scores of
+            the experts the token kept, so they sum to one.
         scaling: multiplies every weight (DeepSeek's ``routed_scaling_factor``).
         num_groups: experts are cut into this many contiguous groups of equal size; divides E.
         topk_groups: a token may use only experts of its best ``topk_groups`` groups.
@@ -45,13 +47,15 @@ class Gating:
         require_int("Gating.top_k", self.top_k, minimum=1)
         require_choice("Gating.scoring", self.scoring, get_args(Scoring))
         require_choice("Gating.renormalize", self.renormalize, get_args(Renormalize))
-        require_finite("Gating.scaling", self.scaling, above=0.0)
+        require_finite("Gating.scaling", self.scaling, above=0.0, most=3e38)
         require_int("Gating.num_groups", self.num_groups, minimum=1)
         require_int("Gating.topk_groups", self.topk_groups, minimum=1, maximum=self.num_groups)
         require_choice("Gating.group_score", self.group_score, get_args(GroupScore))
 
     def check_experts(self, num_experts: int) -> None:
         """Raise ValueError where this gate cannot choose among ``num_experts`` experts."""
+        if num_experts < 1:
+            raise ValueError("router_logits must have at least one expert, got 0 columns")
         if num_experts % self.num_groups:
             raise ValueError(
                 f"Gating.num_groups must divide the number of experts, got {self.num_groups} groups"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from ._checks import FLOATS, require_inference, require_tensor
+from ._checks import FLOATS, readable, require_inference, require_tensor
 from .arrays import accepts_arrays
 from .capacity import Capacity
 from .experts import Experts
@@ -78,7 +79,7 @@ def combine(y: Tensor, routing: Routing) -> Tensor:
     _check_routing(routing)
     rows, device = routing.row_tokens.shape[0], routing.rows.device
     require_tensor("y", y, [rows, None], FLOATS, device, "N, H")
-    require_inference(y=y)
+    require_inference(y=y, **{"routing.weights": routing.weights})
     out: Tensor = run("combine", y, routing.rows, routing.weights)
     return out
 
@@ -160,8 +161,39 @@ def _tensors(experts: Experts) -> dict[str, Tensor | None]:
 
 
 def _check_routing(routing: Routing) -> None:
+    """Refuse a routing that :func:`route` and :func:`select` would not make."""
     if not isinstance(routing, Routing):
         raise TypeError(f"routing must be capmoe_kernels.Routing, got {type(routing).__name__}")
+    ints = (torch.int32,)
+    require_tensor("routing.rows", routing.rows, [None, None], ints, meaning="T, K")
+    pairs, device = list(routing.rows.shape), routing.rows.device
+    require_tensor("routing.weights", routing.weights, pairs, [torch.float32], device, "T, K")
+    require_tensor("routing.row_tokens", routing.row_tokens, [None], ints, device, "N")
+    counts = routing.tokens_per_expert
+    require_tensor("routing.tokens_per_expert", counts, [None], ints, device, "E")
+    ends = [counts.shape[0] + 1]
+    require_tensor("routing.expert_offsets", routing.expert_offsets, ends, ints, device, "E + 1")
+    if readable(routing.rows):
+        _check_routing_values(routing)
+
+
+def _check_routing_values(routing: Routing) -> None:
+    num_tokens, num_rows = routing.rows.shape[0], routing.row_tokens.shape[0]
+    for name, end in (("row_tokens", num_tokens), ("rows", num_rows)):
+        values = getattr(routing, name)
+        if values.numel() and not (values.min() >= -1 and values.max() < end):
+            raise ValueError(
+                f"routing.{name} must be from -1 to {end - 1},"
+                f" got {values.min().item()} to {values.max().item()}"
+            )
+    starts, ends = routing.expert_offsets[:-1].long(), routing.expert_offsets[1:].long()
+    own = starts + routing.tokens_per_expert
+    fits = (starts >= 0) & (own >= starts) & (own <= ends) & (own <= num_rows)
+    if not fits.all():
+        raise ValueError(
+            "routing.expert_offsets and routing.tokens_per_expert must give each expert rows of its"
+            f" own below {num_rows}, expert {int(fits.int().argmin())} has others"
+        )
 
 
 def _check_hidden(hidden_states: Tensor, routing: Routing) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from . import reference
 from ._checks import require_inference
-from .bounds import select_rows
 
 OPS: list[str] = []
 
@@ -92,13 +91,15 @@ def _(
 
 # Drops what exceeds capacity and gives every kept pair a row: prefix sums in token order.
 # topk_ids [T, K] int32 or int64, anything outside [0, E) unused; weights, scores [T, K] float32;
-# token_mask [T] bool; token_priority [T] int64. factor is (numerator, denominator).
+# token_mask [T] bool; token_priority [T] int64. factor is (numerator, denominator); num_rows is N,
+# at least what bounds.select_rows says.
 # -> the fields of Routing
 @_op(
     "select(Tensor topk_ids, Tensor weights, Tensor scores, Tensor? token_mask,"
     " Tensor? token_priority, int num_experts, int top_k, int[]? factor, int? limit, str rounding,"
     " str policy, str expand_priority, int? max_experts_per_token, int reroute_rounds,"
-    " int experts_per_budget, int seed, float? kept_weight_sum, str layout, int row_alignment)"
+    " int experts_per_budget, int seed, float? kept_weight_sum, str layout, int row_alignment,"
+    " SymInt num_rows)"
     " -> (Tensor expert_ids, Tensor weights, Tensor rows, Tensor row_tokens, Tensor expert_offsets,"
     " Tensor tokens_per_expert, Tensor demand_per_expert)"
 )
@@ -122,28 +123,15 @@ def _(
     kept_weight_sum: float | None,
     layout: str,
     row_alignment: int,
+    num_rows: int,
 ) -> tuple[Tensor, ...]:
-    num_tokens, columns = topk_ids.shape
-    kept = top_k if reroute_rounds > 1 else columns
-    rows = select_rows(
-        num_tokens,
-        num_experts,
-        top_k,
-        min(kept, max_experts_per_token or kept),
-        factor,
-        limit,
-        rounding,
-        experts_per_budget,
-        layout,
-        row_alignment,
-    )
-    pairs = topk_ids.new_empty((num_tokens, columns), dtype=torch.int32)
+    pairs = torch.empty_like(topk_ids, dtype=torch.int32, memory_format=torch.contiguous_format)
     counts = topk_ids.new_empty(num_experts, dtype=torch.int32)
     return (
         pairs,
         pairs.to(torch.float32),
         torch.empty_like(pairs),
-        topk_ids.new_empty(rows, dtype=torch.int32),
+        topk_ids.new_empty(num_rows, dtype=torch.int32),
         topk_ids.new_empty(num_experts + 1, dtype=torch.int32),
         counts,
         torch.empty_like(counts),

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from ._checks import INTS, require_inference, require_int, require_number, require_tensor
-from ._routing_checks import RowLayout, check_route, check_rows, check_tokens, require_capacity
+from ._routing_checks import (
+    RowLayout,
+    check_route,
+    check_rows,
+    check_tokens,
+    require_capacity,
+    require_row_numbers,
+)
 from .arrays import accepts_arrays
+from .bounds import select_rows
 from .capacity import Capacity
 from .gating import Gating
 from .ops import run
@@ -143,8 +151,12 @@ def select(
         topk_weights: [T, K] float32: the combine weights of the pairs that are kept.
         num_experts: E.
         capacity: None is dropless. ``expand`` and ``reroute_rounds`` need the logits: use route.
+            ``drop_score`` and ``expand_priority`` have nothing to decide here.
         scores: [T, K] float32, what capacity ranks by; ``topk_weights`` where None.
         token_mask, token_priority, layout, row_alignment: see :func:`route`.
+
+    Returns:
+        Routing with the K columns of ``topk_ids``.
 
     Raises:
         TypeError, ValueError, RuntimeError: see :func:`route`.
@@ -199,6 +211,21 @@ def _select(
     ratio = capacity.ratio
     if ratio is not None and ratio[0] >= ratio[1] * num_experts:
         ratio = None  # C >= top_k * T bounds nothing, and the product stays in 64 bits
+    num_tokens, columns = expert_ids.shape
+    per_token = top_k if capacity.reroute_rounds > 1 else columns
+    num_rows = select_rows(
+        num_tokens,
+        num_experts,
+        top_k,
+        min(per_token, capacity.max_experts_per_token or per_token),
+        ratio,
+        capacity.limit,
+        capacity.rounding,
+        capacity.experts_per_device or 1,
+        layout,
+        row_alignment,
+    )
+    require_row_numbers(num_rows)
     return Routing(
         *run(
             "select",
@@ -221,5 +248,6 @@ def _select(
             kept_weight_sum,
             layout,
             row_alignment,
+            num_rows,
         )
     )

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference
+from capmoe_kernels.bounds import select_rows
 
 torch.set_num_threads(1)
 
@@ -69,6 +70,22 @@ class Backend:
     def select(self, ids, weights, scores, num_experts, capacity, top_k=None, **options):
         """capmoe::select with its options as the public dataclass."""
         c = capacity
+        columns = ids.shape[1]
+        top_k = columns if top_k is None else top_k
+        layout, alignment = options.pop("layout", "packed"), options.pop("row_alignment", 1)
+        per_token = top_k if c.reroute_rounds > 1 else columns
+        num_rows = select_rows(
+            ids.shape[0],
+            num_experts,
+            top_k,
+            min(per_token, c.max_experts_per_token or per_token),
+            c.ratio,
+            c.limit,
+            c.rounding,
+            c.experts_per_device or 1,
+            layout,
+            alignment,
+        )
         with self.serving():
             return cm.Routing(
                 *torch.ops.capmoe.select(
@@ -78,7 +95,7 @@ class Backend:
                     options.pop("token_mask", None),
                     options.pop("token_priority", None),
                     num_experts,
-                    ids.shape[1] if top_k is None else top_k,
+                    top_k,
                     c.ratio,
                     c.limit,
                     c.rounding,
@@ -89,8 +106,9 @@ class Backend:
                     c.experts_per_device or 1,
                     c.seed,
                     options.pop("kept_weight_sum", None),
-                    options.pop("layout", "packed"),
-                    options.pop("row_alignment", 1),
+                    layout,
+                    alignment,
+                    num_rows,
                     **options,
                 )
             )

@@ -58,6 +58,7 @@ def gate_token(row, gating, bias, expand, extra, local):
     p = softmax(row) if gating.scoring == "softmax" else [sigmoid(x) for x in row]
     biased = p if bias is None else [s + b for s, b in zip(p, bias, strict=True)]
     values = row if bias is None else biased
+    usable = {e for e in usable if values[e] > -math.inf}
     usable = best_groups(values, biased, usable, gating)
     order = sorted(usable, key=lambda e: (-values[e], e))
     top, rest = order[: gating.top_k], order[gating.top_k :]

@@ -162,3 +162,17 @@ def test_settings_are_frozen_and_comparable():
         cm.Capacity().factor = 2.0
     with pytest.raises(AttributeError):
         cm.Gating(top_k=2).top_k = 3
+
+
+@pytest.mark.parametrize("factor", [1e-7, 9.9e-7])
+def test_a_factor_that_would_become_zero_is_refused(factor):
+    with pytest.raises(ValueError, match="factor must be 0 or at least 1e-6"):
+        cm.expert_capacity(10, 4, 2, factor)
+    with pytest.raises(ValueError, match=r"Capacity\.factor must be 0 or at least 1e-6"):
+        cm.Capacity(factor=factor)
+
+
+def test_a_factor_is_the_nearest_fraction_of_a_million_or_less():
+    assert cm.expert_capacity(9, 1, 1, 1 / 3, "floor") == 3
+    assert cm.expert_capacity(10**6, 1, 1, 1.000001) == 10**6 + 1
+    assert cm.expert_capacity(10**9, 1, 1, 1.0000001) == 10**9

@@ -180,3 +180,13 @@ def test_sigmoid_that_saturates_is_ranked_by_logits(backend):
     ids, weights, _ = backend.gate(logits, cm.Gating(top_k=3, scoring="sigmoid"))
     assert ids.tolist() == [[1, 2, 0]]
     assert weights.tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_a_bias_of_minus_infinity_forbids_an_expert(backend):
+    bias = torch.tensor([0.0, -math.inf, 0.0, -math.inf])
+    logits, gating = router_logits(5, 4), cm.Gating(top_k=3)
+    check_gate(backend, logits, gating, bias)
+    ids, weights, _ = backend.gate(logits, gating, bias)
+    assert set(ids[:, :2].flatten().tolist()) == {0, 2}
+    assert (ids[:, 2] == 4).all()
+    assert (weights[:, 2] == 0).all()

@@ -29,11 +29,14 @@ def gate_samples():
     ]
 
 
+NUM_ROWS = 128  # more than any of the samples keeps, and a multiple of their 8 experts
+
+
 def select_samples():
     ids, weights, scores = ops.gate(router_logits(12, 8), None, *SOFTMAX, "rank", 2, 0, 0)
     mask, priority = torch.arange(12) % 3 > 0, torch.arange(12)
     pairs, plain = (ids, weights, scores), (None, None, 8, 2)
-    return [
+    samples = [
         (*pairs, *plain, *TD),
         (ids.long(), weights, scores, mask, priority, 8, 2, *TD),
         (*pairs, *plain, None, None, "ceil", *TD[3:]),
@@ -44,6 +47,7 @@ def select_samples():
         (ids[:0], weights[:0], scores[:0], *plain, *TD),
         (*(x.t().contiguous().t() for x in pairs), *plain, *TD),
     ]
+    return [(*sample, NUM_ROWS) for sample in samples]
 
 
 def layer_samples(name):

@@ -20,16 +20,23 @@ S_1_6 = [
 ]
 
 
-@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+FIRST_ROUND = {(0, 0), (1, 0), (1, 2), (2, 1), (3, 3), (4, 1), (4, 3)}
+GOLDEN_1_6 = {  # rounds: kept, refused
+    1: (FIRST_ROUND, {(2, 0), (3, 0), (0, 1)}),
+    2: (FIRST_ROUND | {(2, 2)}, {(2, 0), (3, 0), (0, 1), (3, 1), (0, 2)}),
+    3: (FIRST_ROUND | {(2, 2)}, {(2, 0), (3, 0), (0, 1), (3, 1), (0, 2), (3, 2), (0, 3)}),
+}
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 2**31 - 1])
 def test_reroute_golden_1_6(backend, rounds):
-    kept = {(0, 0), (0, 1), (2, 1), (1, 2), (3, 3), (4, 1), (4, 3)}
-    kept = {1: {(0, 0), (1, 0), (1, 2), (2, 1), (3, 3), (4, 1), (4, 3)}}.get(rounds)
-    if kept is None:
-        kept = {(0, 0), (1, 0), (1, 2), (2, 1), (2, 2), (3, 3), (4, 1), (4, 3)}
+    kept, refused = GOLDEN_1_6[min(rounds, 3)]
     logits = torch.tensor(S_1_6).log()
     capacity = cm.Capacity(limit=2, reroute_rounds=rounds)
     routing = check_route(backend, logits, cm.Gating(top_k=2), capacity)
     assert kept_pairs(routing) == kept
+    asked = {(t, e) for t, ids in enumerate(routing.expert_ids.tolist()) for e in ids if e < 4}
+    assert asked - kept == refused
     assert routing.demand_per_expert.tolist() == [4, 3, 1, 2]
     assert routing.expert_ids.shape[1] == min(4, 2 * rounds)
 

@@ -244,3 +244,38 @@ def test_merged_ranks_compute_what_each_would(capacity):
     torch.testing.assert_close(run(tokens, merged), torch.cat(apart))
     assert torch.equal(merged.demand_per_expert, sum(r.demand_per_expert for r in routings))
     assert torch.equal(merged.tokens_per_expert, sum(r.tokens_per_expert for r in routings))
+
+
+def test_a_seed_near_the_end_wraps_and_nothing_is_left_behind(input_ids):
+    model = tiny_model()
+    expected = logits_of(model, input_ids)
+    with apply(model, Capacity(factor=0.5, policy="random", seed=2**63 - 1), num_ranks=2):
+        logits_of(model, input_ids)
+    assert torch.equal(logits_of(model, input_ids), expected)
+    with pytest.raises(ValueError, match="devices"):
+        apply(model, Capacity(factor=0.5), num_ranks=3)
+    assert not any("forward" in vars(block.module) for block in find_moe_blocks(model))
+
+
+def test_undo_out_of_order_is_refused_and_changes_nothing(input_ids):
+    model = tiny_model()
+    expected = logits_of(model, input_ids)
+    first = apply(model, Capacity(factor=0.5))
+    second = apply(model, Capacity(factor=0.25))
+    bounded = logits_of(model, input_ids)
+    with pytest.raises(RuntimeError, match="undo the latest first"):
+        first.undo()
+    assert torch.equal(logits_of(model, input_ids), bounded)
+    second.undo()
+    first.undo()
+    assert torch.equal(logits_of(model, input_ids), expected)
+
+
+def test_a_block_taken_over_compiles_whole(input_ids):
+    model = tiny_model()
+    hidden = torch.randn(2, 9, model.config.hidden_size)
+    with apply(model, Capacity(factor=1.0)):
+        block = find_moe_blocks(model)[0].module
+        expected = block(hidden)
+        compiled = torch.compile(block.forward, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(hidden), expected)

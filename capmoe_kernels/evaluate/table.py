@@ -101,15 +101,24 @@ def notes(evaluation: Evaluation, dtype: str, threads: int, implementation: str)
     if devices > 1:
         lines.append(
             f"Capacity is applied by each of {devices} simulated ranks to its own tokens;"
-            f" {evaluation.num_experts // devices} experts per device, in order."
+            f" {_count(evaluation.num_experts // devices, 'expert')} per device, in order."
         )
     if any(result.load and result.load.extra for result in evaluation.results):
         lines.append("kept % +x: x % more pairs, run by experts on the token's own device (local).")
     lines.append(
-        f"MoE ms: all MoE blocks, with {threads} processor thread{'s' if threads > 1 else ''}."
+        f"MoE ms: all MoE blocks, with {_count(threads, 'processor thread')}."
         f" HF: Transformers, its {implementation} experts."
     )
+    if devices > 1:
+        lines.append(
+            f"One process plays the {devices} ranks in turn, which costs the bounded rows time that"
+            " dropless does not pay: their ms are no measure of what capacity gains."
+        )
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def agreement(evaluation: Evaluation, dtype: str) -> str:

@@ -65,7 +65,9 @@ def read_texts(paths: Sequence[Path], max_bytes: int | None = None) -> list[tupl
             raise UsageError(f"--text {path}: not a readable UTF-8 text file")
         else:
             texts.append((path, text))
-    kept = [(path, text) for path, text in texts if text]
+    # A file that is named twice, or in a folder too, would count twice in the error bars.
+    once = {path.resolve(): (path, text) for path, text in reversed(texts)}
+    kept = [(path, text) for path, text in reversed(once.values()) if text]
     if not kept:
         raise UsageError(f"--text {', '.join(map(str, paths))}: no text in it")
     return kept

@@ -95,7 +95,7 @@ def _expanded(evaluation: Evaluation, best: Result, expanded: Result) -> str:
     verdict = "makes no clear difference"
     if error is not None and abs(change) > 2 * error:
         verdict = "gains" if change < 0 else "loses"
-        verdict += f" {abs(change):.3f} ± {error:.3f} bits per byte"
+        verdict += f" {abs(change):.4f} ± {error:.4f} bits per byte"
     extra = expanded.load.extra if expanded.load else None
     more = f", running {100 * extra:.0f} % more pairs" if extra else ""
     return (

@@ -34,9 +34,14 @@ def local_experts(rank: int, num_ranks: int, num_experts: int) -> tuple[int, int
     return rank * share, (rank + 1) * share
 
 
+def reseed(capacity: Capacity, steps: int) -> Capacity:
+    """``capacity`` with the seed ``steps`` further on; the last one precedes 0."""
+    return replace(capacity, seed=(capacity.seed + steps) % 2**63)
+
+
 def rank_capacity(capacity: Capacity, rank: int, num_ranks: int, num_experts: int) -> Capacity:
     """``capacity`` as ``rank`` applies it: its own local experts, its own random numbers."""
-    own = replace(capacity, seed=capacity.seed + rank)
+    own = reseed(capacity, rank)
     if capacity.expand != "local":
         return own
     return replace(own, local_experts=local_experts(rank, num_ranks, num_experts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..layer import combine, dispatch, grouped_mlp
 from ..routing import Routing
 from . import olmoe  # noqa: F401  registers itself
 from .blocks import MoeBlock, MoeParts, check_supported, find_moe_blocks, supported
-from .ranks import check_ranks, merge, route_per_rank
+from .ranks import check_ranks, merge, reseed, route_per_rank
 
 __all__ = [
     "Applied",
@@ -80,32 +80,42 @@ class Applied:
     record: bool
     records: list[LayerRecord] = field(default_factory=list)
     token_mask: Tensor | None = None
-    _replaced: dict[nn.Module, Any] = field(default_factory=dict)
+    # Each block's module: the forward it has from us, and the one it had, if it had one of its own.
+    _replaced: dict[nn.Module, tuple[Any, Any]] = field(default_factory=dict)
 
     def replace(self, layer: int, run: _Layer) -> None:
         """Let ``run`` do the work of block ``layer``."""
 
         def forward(hidden_states: Tensor) -> Tensor:
             tokens = self._tokens(hidden_states)
-            start = self._clock(tokens)
+            if not self.record:  # no clock, which a compiler could not trace
+                return self._padded(run(tokens)[0], hidden_states)
+            start = _clock(tokens)
             out, routings = run(tokens)
-            seconds = self._clock(tokens) - start
-            if self.record:
-                self.records.append(LayerRecord(layer, tokens.shape[0], seconds, routings))
+            seconds = _clock(tokens) - start
+            self.records.append(LayerRecord(layer, tokens.shape[0], seconds, routings))
             return self._padded(out, hidden_states)
 
         module = self.blocks[layer].module
         # An attribute of the instance hides the method of the class, and undoes without a trace.
-        self._replaced[module] = module.__dict__.get("forward")
+        self._replaced[module] = (forward, module.__dict__.get("forward"))
         module.forward = forward
 
     def undo(self) -> None:
-        """Give every block its own forward back. A second call does nothing."""
+        """Give every block its own forward back. A second call does nothing.
+
+        Raises:
+            RuntimeError: another ``apply`` or ``watch`` came after this one: undo that one first.
+        """
+        if any(
+            vars(module).get("forward") is not ours for module, (ours, _) in self._replaced.items()
+        ):
+            raise RuntimeError("the model was taken over again since: undo the latest first")
         while self._replaced:
-            module, forward = self._replaced.popitem()
+            module, (_, before) = self._replaced.popitem()
             del module.forward
-            if forward is not None:
-                module.forward = forward
+            if before is not None:
+                module.forward = before
 
     def __enter__(self) -> Applied:
         return self
@@ -130,12 +140,6 @@ class Applied:
         padded[self.token_mask] = out
         return padded
 
-    def _clock(self, tokens: Tensor) -> float:
-        # Work on a GPU is asynchronous; waiting for it is only worth it where time is recorded.
-        if self.record and tokens.is_cuda:
-            torch.cuda.synchronize(tokens.device)
-        return time.perf_counter()
-
 
 def apply(
     model: nn.Module, capacity: Capacity | None = None, *, num_ranks: int = 1, record: bool = False
@@ -152,16 +156,20 @@ def apply(
 
     Raises:
         ValueError: the architecture is not supported, has no MoE block, D does not divide E, or the
-            model is asked for router logits, which blocks taken over do not give.
+            model's configuration asks for router logits, which blocks taken over do not give (so
+            do not pass ``output_router_logits=True`` to a call either).
     """
     blocks = find_moe_blocks(model)
     if getattr(model.config, "output_router_logits", False):
         raise ValueError("set model.config.output_router_logits = False before apply")
-    applied = Applied(blocks, record)
+    layers = []
     for layer, block in enumerate(blocks):
         check_ranks(num_ranks, block.parts.experts.num_experts)
-        own = capacity and replace(capacity, seed=capacity.seed + layer * num_ranks)
-        applied.replace(layer, _ours(block.parts, block.parts.experts.pack(), own, num_ranks))
+        own = capacity and reseed(capacity, layer * num_ranks)
+        layers.append(_ours(block.parts, block.parts.experts.pack(), own, num_ranks))
+    applied = Applied(blocks, record)
+    for layer, run in enumerate(layers):
+        applied.replace(layer, run)
     return applied
 
 
@@ -175,6 +183,12 @@ def watch(model: nn.Module) -> Applied:
     for layer, block in enumerate(applied.blocks):
         applied.replace(layer, _theirs(block.module))
     return applied
+
+
+def _clock(tokens: Tensor) -> float:
+    if tokens.is_cuda:  # whose work is asynchronous
+        torch.cuda.synchronize(tokens.device)
+    return time.perf_counter()
 
 
 def _ours(parts: MoeParts, experts: Experts, capacity: Capacity | None, num_ranks: int) -> _Layer:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..bounds import host_capacity, select_rows
+from ..bounds import host_capacity
 from .priority import policy_key, rank_in_group, rank_in_token
 
 Compete = Callable[[Tensor], Tensor]
@@ -33,6 +33,7 @@ def select(
     kept_weight_sum: float | None,
     layout: str,
     row_alignment: int,
+    num_rows: int,
 ) -> tuple[Tensor, ...]:
     """See the op table in ops.py."""
     num_tokens, columns = topk_ids.shape
@@ -58,19 +59,6 @@ def select(
     if max_experts_per_token is not None:
         kept = kept & (rank_in_token(kept, scores, ids) < max_experts_per_token)
 
-    per_token = min(top_k if reroute_rounds > 1 else columns, max_experts_per_token or columns)
-    num_rows = select_rows(
-        num_tokens,
-        num_experts,
-        top_k,
-        per_token,
-        factor,
-        limit,
-        rounding,
-        experts_per_budget,
-        layout,
-        row_alignment,
-    )
     counts = _count(torch.where(kept, ids, num_experts), num_experts)
     offsets = _offsets(counts, num_rows if layout == "padded" else None, row_alignment)
     rows, row_tokens = _rows(ids, kept, counts, offsets, num_rows)
@@ -126,7 +114,8 @@ def _reroute(usable: Tensor, top_k: int, rounds: int, compete: Compete) -> tuple
     """Token Reroute: whoever holds fewer than ``top_k`` asks on; a refusal is final."""
     asked = torch.zeros_like(usable)
     kept = torch.zeros_like(usable)
-    for _ in range(rounds):
+    # A round without a fresh expert to ask changes nothing, and a token has that many to ask.
+    for _ in range(min(rounds, usable.shape[1])):
         fresh = usable & ~asked
         wanted = top_k - kept.sum(1, keepdim=True)
         asking = fresh & (fresh.cumsum(1) <= wanted)

@@ -1,9 +1,13 @@
 // What each op accepts: one check per op, the same words on every backend.
 #pragma once
 
+#include <limits>
+
 #include "tensor.h"
 
 namespace capmoe {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 inline void check_float(const Tensor& tensor, const char* name) {
   const ScalarType dtype = tensor.scalar_type();
@@ -35,6 +39,31 @@ inline void check_select(const Tensor& topk_ids, const Tensor& weights, const Te
   if (token_priority) check(*token_priority, "token_priority", {tokens}, ScalarType::Long);
 }
 
+inline void check_bound(int64_t num_experts, int64_t top_k, const std::optional<std::vector<int64_t>>& factor,
+                        const std::optional<int64_t>& limit, const std::optional<int64_t>& max_experts_per_token,
+                        int64_t reroute_rounds, int64_t experts_per_budget) {
+  STD_TORCH_CHECK(num_experts >= 1 && num_experts < kMaxInt32, "num_experts must be >= 1 and fit 32 bits, got ",
+                  num_experts);
+  STD_TORCH_CHECK(top_k >= 0, "top_k must be >= 0, got ", top_k);
+  STD_TORCH_CHECK(experts_per_budget >= 1 && num_experts % experts_per_budget == 0, "experts_per_budget must divide ",
+                  num_experts, ", got ", experts_per_budget);
+  STD_TORCH_CHECK(!factor || (factor->size() == 2 && (*factor)[0] >= 0 && (*factor)[1] >= 1),
+                  "factor must be a numerator >= 0 and a denominator >= 1");
+  STD_TORCH_CHECK(!limit || *limit >= 0, "limit must be >= 0");
+  STD_TORCH_CHECK(!max_experts_per_token || *max_experts_per_token >= 1, "max_experts_per_token must be >= 1");
+  STD_TORCH_CHECK(reroute_rounds >= 1, "reroute_rounds must be >= 1, got ", reroute_rounds);
+}
+
+inline void check_rows(int64_t num_experts, int64_t experts_per_budget, bool padded, int64_t row_alignment,
+                       int64_t num_rows) {
+  STD_TORCH_CHECK(row_alignment >= 1 && row_alignment <= int64_t{1} << 20,
+                  "row_alignment must be from 1 to 2**20, got ", row_alignment);
+  STD_TORCH_CHECK(num_rows >= 0 && num_rows <= kMaxInt32, "num_rows must be >= 0 and fit 32 bits, got ", num_rows);
+  STD_TORCH_CHECK(!padded || experts_per_budget == 1, "layout must be packed where experts share a budget");
+  STD_TORCH_CHECK(!padded || num_rows % num_experts == 0, "num_rows must be a multiple of ", num_experts, ", got ",
+                  num_rows);
+}
+
 inline void check_dispatch(const Tensor& hidden_states, const Tensor& row_tokens) {
   check_shape(hidden_states, "hidden_states", {-1, -1});
   check_float(hidden_states, "hidden_states");
@@ -47,6 +76,8 @@ inline void check_grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const
                               const std::optional<Tensor>& row_tokens, bool gated) {
   check_shape(down_proj, "down_proj", {-1, -1, -1});
   check_float(down_proj, "down_proj");
+  STD_TORCH_CHECK(down_proj.size(1) >= 1 && down_proj.size(2) >= 1, "down_proj must have H >= 1 and F >= 1, got ",
+                  down_proj.size(1), " and ", down_proj.size(2));
   const ScalarType dtype = down_proj.scalar_type();
   const int64_t experts = down_proj.size(0), hidden = down_proj.size(1), up = down_proj.size(2) * (gated ? 2 : 1);
   check(x, "x", {-1, hidden}, dtype);

@@ -1,11 +1,10 @@
 // The CPU backend's border: tensors in, checked; kernels called on pointers; tensors out.
 #include <torch/csrc/stable/library.h>
 
-#include <limits>
+#include <algorithm>
 #include <tuple>
 
 #include "../cpu/kernels.h"
-#include "bounds.h"
 #include "checks.h"
 #include "tensor.h"
 
@@ -14,6 +13,8 @@ namespace {
 
 using Strings = const std::string&;
 using MaybeTensor = std::optional<Tensor>;
+using MaybeInt = std::optional<int64_t>;
+using MaybeInts = std::optional<std::vector<int64_t>>;
 using Selected = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // torch's threads, at least `grain` items of work each.
@@ -63,10 +64,11 @@ std::tuple<Tensor, Tensor, Tensor> gate(const Tensor& router_logits, const Maybe
   config.top2_sum = parse<bool>("group_score", group_score, {{"max", false}, {"top2_sum", true}});
   config.drop_by_weight = parse<bool>("drop_score", drop_score, {{"prob", false}, {"weight", true}});
   config.scaling = static_cast<float>(scaling);
+  STD_TORCH_CHECK(0 <= local_start && local_start <= local_stop && local_stop <= config.num_experts && extra >= 0 &&
+                      extra <= config.num_experts,
+                  "local_start, local_stop and extra must be from 0 to ", config.num_experts);
   const int64_t more = config.expand == cpu::Expand::local ? local_stop - local_start : extra;
   config.columns = std::min(config.num_experts, top_k + more);
-  STD_TORCH_CHECK(0 <= local_start && local_start <= local_stop && local_stop <= config.num_experts && extra >= 0,
-                  "local_start, local_stop and extra must name experts");
   STD_TORCH_CHECK(1 <= topk_groups && topk_groups <= num_groups, "topk_groups must be from 1 to ", num_groups, ", got ",
                   topk_groups);
 
@@ -88,48 +90,52 @@ int64_t real_tokens(const Tensor& topk_ids, const MaybeTensor& token_mask) {
   return std::count(mask, mask + token_mask->numel(), true);
 }
 
+// min(C, tokens): host_capacity() of capmoe_kernels/bounds.py.
+int64_t capacity_of(int64_t tokens, int64_t num_experts, int64_t top_k, const MaybeInts& factor, const MaybeInt& limit,
+                    bool ceil) {
+  if (limit) return std::min(*limit, tokens);
+  if (!factor) return tokens;
+  const int64_t denominator = (*factor)[1] * num_experts;
+  const int64_t numerator = (*factor)[0] * top_k * tokens + (ceil ? denominator - 1 : 0);
+  return std::min(numerator / denominator, tokens);
+}
+
+cpu::Policy parse_policy(Strings policy) {
+  return parse<cpu::Policy>("policy", policy,
+                            {{"score", cpu::Policy::score},
+                             {"keep_first", cpu::Policy::keep_first},
+                             {"keep_last", cpu::Policy::keep_last},
+                             {"random", cpu::Policy::random}});
+}
+
 Selected select(const Tensor& topk_ids, const Tensor& weights, const Tensor& scores, const MaybeTensor& token_mask,
-                const MaybeTensor& token_priority, int64_t num_experts, int64_t top_k,
-                const std::optional<std::vector<int64_t>>& factor, const std::optional<int64_t>& limit,
-                Strings rounding, Strings policy, Strings expand_priority,
-                const std::optional<int64_t>& max_experts_per_token, int64_t reroute_rounds, int64_t experts_per_budget,
-                int64_t seed, const std::optional<double>& kept_weight_sum, Strings layout, int64_t row_alignment) {
+                const MaybeTensor& token_priority, int64_t num_experts, int64_t top_k, const MaybeInts& factor,
+                const MaybeInt& limit, Strings rounding, Strings policy, Strings expand_priority,
+                const MaybeInt& max_experts_per_token, int64_t reroute_rounds, int64_t experts_per_budget, int64_t seed,
+                const std::optional<double>& kept_weight_sum, Strings layout, int64_t row_alignment, int64_t num_rows) {
   check_select(topk_ids, weights, scores, token_mask, token_priority);
-  STD_TORCH_CHECK(num_experts >= 1 && experts_per_budget >= 1 && num_experts % experts_per_budget == 0,
-                  "experts_per_budget must divide num_experts, got ", experts_per_budget, " and ", num_experts);
-  STD_TORCH_CHECK(!factor || (factor->size() == 2 && (*factor)[0] >= 0 && (*factor)[1] >= 1),
-                  "factor must be a numerator >= 0 and a denominator >= 1");
-  STD_TORCH_CHECK(!limit || *limit >= 0, "limit must be >= 0");
-  STD_TORCH_CHECK(row_alignment >= 1, "row_alignment must be >= 1, got ", row_alignment);
+  check_bound(num_experts, top_k, factor, limit, max_experts_per_token, reroute_rounds, experts_per_budget);
+  const bool ceil = parse<bool>("rounding", rounding, {{"ceil", true}, {"floor", false}});
+  const bool padded = parse<bool>("layout", layout, {{"packed", false}, {"padded", true}});
+  check_rows(num_experts, experts_per_budget, padded, row_alignment, num_rows);
   const MaybeTensor mask = dense(token_mask), priority = dense(token_priority);
   const Tensor ids = dense(topk_ids), dense_weights = dense(weights), dense_scores = dense(scores);
-  const Bound bound{num_experts, top_k, experts_per_budget,
-                    factor,      limit, parse<bool>("rounding", rounding, {{"ceil", true}, {"floor", false}})};
   cpu::Select config{};
   config.tokens = ids.size(0);
   config.columns = ids.size(1);
   config.num_experts = num_experts;
   config.top_k = top_k;
-  config.capacity = bound.capacity(real_tokens(ids, mask));
+  config.capacity = capacity_of(real_tokens(ids, mask), num_experts, top_k, factor, limit, ceil);
   config.unit = experts_per_budget;
   config.max_per_token = max_experts_per_token.value_or(config.columns);
   config.reroute_rounds = reroute_rounds;
   config.row_alignment = row_alignment;
-  config.policy = parse<cpu::Policy>("policy", policy,
-                                     {{"score", cpu::Policy::score},
-                                      {"keep_first", cpu::Policy::keep_first},
-                                      {"keep_last", cpu::Policy::keep_last},
-                                      {"random", cpu::Policy::random}});
+  config.padded_rows = padded ? num_rows / num_experts : -1;
+  config.rows = num_rows;
+  config.policy = parse_policy(policy);
   config.topk_first = parse<bool>("expand_priority", expand_priority, {{"score", false}, {"topk_first", true}});
   config.seed = static_cast<uint64_t>(seed);
   config.kept_weight_sum = kept_weight_sum ? static_cast<float>(*kept_weight_sum) : -1.0f;
-  const bool padded = parse<bool>("layout", layout, {{"packed", false}, {"padded", true}});
-  config.padded_rows = padded ? align_rows(bound.capacity(config.tokens), row_alignment) : -1;
-  const int64_t held = reroute_rounds > 1 ? top_k : config.columns;
-  config.rows = padded ? num_experts * config.padded_rows
-                       : bound.packed_rows(config.tokens, std::min(held, config.max_per_token), row_alignment);
-  STD_TORCH_CHECK(config.rows < std::numeric_limits<int32_t>::max(), "topk_ids ask for ", config.rows,
-                  " rows, more than 32-bit row numbers can name");
 
   Tensor expert_ids = new_tensor(ids, {config.tokens, config.columns}, ScalarType::Int);
   Tensor out_weights = new_tensor(ids, {config.tokens, config.columns}, ScalarType::Float);
@@ -161,12 +167,14 @@ Tensor dispatch(const Tensor& hidden_states, const Tensor& row_tokens) {
   return x;
 }
 
-// Experts' rows inside the buffer.
+// Experts' rows inside the buffer, and no row of two experts.
 void check_offsets(const Tensor& expert_offsets, const Tensor& tokens_per_expert, int64_t rows) {
   const int32_t *offsets = read<int32_t>(expert_offsets), *counts = read<int32_t>(tokens_per_expert);
-  for (int64_t e = 0; e < tokens_per_expert.size(0); ++e) {
-    STD_TORCH_CHECK(counts[e] >= 0 && offsets[e] >= 0 && int64_t{offsets[e]} + counts[e] <= rows,
-                    "expert_offsets and tokens_per_expert must name rows below ", rows, ", expert ", e, " has ",
+  const int64_t experts = tokens_per_expert.size(0);
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t end = std::min<int64_t>(offsets[e + 1], rows);
+    STD_TORCH_CHECK(counts[e] >= 0 && offsets[e] >= 0 && int64_t{offsets[e]} + counts[e] <= end,
+                    "expert_offsets and tokens_per_expert must give expert ", e, " rows from 0 to ", end, ", got ",
                     counts[e], " from ", offsets[e]);
   }
 }

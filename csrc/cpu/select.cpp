@@ -1,5 +1,6 @@
 // Capacity and prefix-sum slots. The semantics are those of reference/select.py.
 #include <algorithm>
+#include <stdexcept>
 #include <vector>
 
 #include "kernels.h"
@@ -170,9 +171,11 @@ void assign_rows(const Flags& kept, const Select& config, const Selection& out) 
   }
   out.expert_offsets[0] = 0;
   for (int64_t e = 0; e < config.num_experts; ++e) {
-    const int64_t own = (out.tokens_per_expert[e] + align - 1) / align * align;
-    const int64_t rows = config.padded_rows >= 0 ? config.padded_rows : own;
-    out.expert_offsets[e + 1] = static_cast<int32_t>(out.expert_offsets[e] + rows);
+    const int64_t count = out.tokens_per_expert[e];
+    const int64_t rows = config.padded_rows >= 0 ? config.padded_rows : (count + align - 1) / align * align;
+    const int64_t end = out.expert_offsets[e] + rows;
+    if (count > rows || end > config.rows) throw std::runtime_error("num_rows is too small for what experts keep");
+    out.expert_offsets[e + 1] = static_cast<int32_t>(end);
   }
   std::fill_n(out.row_tokens, config.rows, -1);
   std::vector<int32_t> next(out.expert_offsets, out.expert_offsets + config.num_experts);
