@@ -87,9 +87,11 @@ std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* t
   int64_t group = 0;
   for (int64_t expert = 0; expert < num_experts; ++expert) {
     const int64_t rows = tokens_per_expert[expert];
-    for (int64_t first = 0; first < rows; first += max_rows) {
-      blocks.push_back(
-          {expert, expert_offsets[expert] + first, std::min(max_rows, rows - first), group + first / kGroup});
+    // Even blocks: a last block of few rows would read the weights for little.
+    const int64_t even = round_up(ceil_div(rows, std::max<int64_t>(ceil_div(rows, max_rows), 1)), 2 * kGroup);
+    const int64_t step = std::min(even, max_rows);
+    for (int64_t first = 0; first < rows; first += step) {
+      blocks.push_back({expert, expert_offsets[expert] + first, std::min(step, rows - first), group + first / kGroup});
     }
     group += ceil_div(rows, kGroup);
   }

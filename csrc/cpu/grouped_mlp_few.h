@@ -29,15 +29,17 @@ inline void load_columns(const float* const rows[12], int64_t k, __m512 columns[
   columns[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
 }
 
-// sums [token][row] of kCount tokens.
+// sums [token][row] of kCount tokens. `next`: from these columns to the ones that follow.
 template <int kCount>
-void multiply_columns(const float* const rows[12], const float* x, int64_t k, float* sums) {
+void multiply_columns(const float* const rows[12], int64_t next, const float* x, int64_t k, float* sums) {
+  constexpr int64_t kAhead = 128;
   __m512 sum[kCount] = {};
   int64_t i = 0;
   for (; i + 4 <= k; i += 4) {
     if (i % 16 == 0) {  // the hardware's own prefetch loses twelve rows' pages
+      const int64_t ahead = i + kAhead < k ? i + kAhead : next + i + kAhead - k;
 #pragma GCC unroll 12
-      for (int r = 0; r < 12; ++r) __builtin_prefetch(rows[r] + 128 + i);
+      for (int r = 0; r < 12; ++r) __builtin_prefetch(rows[r] + ahead);
     }
     __m512 columns[4];
     load_columns(rows, i, columns);
@@ -73,13 +75,13 @@ void multiply_few(int64_t tokens, const WeightRows<float>& weights, int64_t half
   }
   alignas(64) float block[kFewTokens][16];
   if (tokens == 1) {
-    multiply_columns<1>(rows, x, k, block[0]);
+    multiply_columns<1>(rows, weights.next, x, k, block[0]);
   } else if (tokens == 2) {
-    multiply_columns<2>(rows, x, k, block[0]);
+    multiply_columns<2>(rows, weights.next, x, k, block[0]);
   } else if (tokens <= 4) {
-    multiply_columns<4>(rows, x, k, block[0]);
+    multiply_columns<4>(rows, weights.next, x, k, block[0]);
   } else {
-    multiply_columns<8>(rows, x, k, block[0]);
+    multiply_columns<8>(rows, weights.next, x, k, block[0]);
   }
   // The halves may share a row: read both before writing either.
   for (int64_t t = 0; t < tokens && accumulate; ++t) {

@@ -8,7 +8,7 @@
 // A Path says how an instruction set does it: Scalar, the type of x, weights and y; Weight, what the kernel multiplies
 // with; Panel, what the tokens are packed to; kHalf, kGroups, the block: two halves of kHalf weight rows by kGroups
 // groups of tokens; kPair, how many neighbours in k lie together; kStep, what k is padded to; kBlockK, kPanelBytes,
-// the cache block; and the functions used below.
+// the cache block; kSumK, what a sum is built of, which divides kBlockK; and the functions used below.
 //
 // A panel holds, for each group, Panel[k / kPair][kGroup][kPair]. Include inside the target region of one file.
 #pragma once
@@ -42,6 +42,17 @@ struct WeightRows {
   int64_t next;     // from a row to the one that the next block has in its place
   const W* tail_a;  // [half, kStep]
   const W* tail_b;
+  // Of copied rows: where what will be copied next lies, for the kernel to ask for meanwhile, a row of each half for
+  // every group of tokens.
+  const char* next_a = nullptr;
+  const char* next_b = nullptr;
+  int64_t next_stride = 0, next_step = 0, next_rows = 0;  // the first two in bytes
+
+  void next_row() {
+    if (--next_rows <= 0) next_stride = next_step = 0;
+    next_a += next_stride;
+    next_b += next_stride;
+  }
 };
 
 template <class Path>
@@ -77,13 +88,13 @@ class Layer {
     Scratch(int64_t groups, int64_t k)
         : panel(groups * kGroup * round_up(std::min(k, Path::kBlockK), Path::kStep) * sizeof(Panel)),
           sums(sums_bytes(groups, k)),
-          weights(Path::weight_scratch(std::min(k, Path::kBlockK))) {
+          weights(Path::weight_scratch(std::min(k, Path::kSumK))) {
       // Kernels need not write the lanes of missing tokens, but the activation reads them.
       std::memset(sums.template as<float>(), 0, sums_bytes(groups, k));
     }
     static int64_t sums_bytes(int64_t groups, int64_t k) {
-      const int64_t tiles = ceil_div(groups, Path::kGroups) * ceil_div(kMaxUnits, Path::kHalf);
-      return (k <= Path::kBlockK ? 1 : tiles) * kTile * sizeof(float);
+      const int64_t tiles = ceil_div(groups, Path::kGroups);
+      return (k <= Path::kBlockK ? 1 : ceil_div(kMaxUnits, Path::kHalf)) * tiles * kTile * sizeof(float);
     }
     Buffer panel, sums, weights;
     const RowBlock* packed = nullptr;  // what `panel` holds
@@ -148,7 +159,8 @@ class Layer {
                 const PanelAt& panel_at, const Stride& stride_of, const Store& store) const {
     const bool pairs = matrix.up_offset != 0;
     const int64_t step = pairs ? Path::kHalf : 2 * Path::kHalf;
-    const int64_t next = matrix.k <= Path::kBlockK ? 0 : kTile;  // one block of k: each tile is stored at once
+    const bool once = matrix.k <= Path::kBlockK;  // one block of k: each unit's sums are stored at once
+    const int64_t next_tile = matrix.k <= Path::kSumK ? 0 : kTile;
     for (int64_t k0 = 0; k0 < matrix.k; k0 += Path::kBlockK) {
       const int64_t k1 = std::min(k0 + Path::kBlockK, matrix.k);
       const Panel* panel = panel_at(k0, k1);
@@ -158,17 +170,24 @@ class Layer {
         const int64_t units = std::min(step, end - unit);
         // Of an odd number of rows the halves share the middle one.
         const int64_t half = pairs ? units : (units + 1) / 2;
-        const T* a = matrix.data + unit * matrix.unit_stride + k0;
+        const T* a = matrix.data + unit * matrix.unit_stride;
         const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
         const int64_t first_b = pairs ? half : units - half;
-        const auto rows =
-            Path::prepare(a, b, matrix.unit_stride, half, k1 - k0, step * matrix.unit_stride, tokens, scratch.weights);
-        for (int64_t first = 0; first < tokens; first += kTokens, sums += next) {
-          const int64_t group = first / kGroup, count = std::min(kTokens, tokens - first);
-          Path::multiply(rows, half, panel + group * stride, stride, count, k1 - k0, sums, sums + first_b * kTokens,
-                         k0 > 0);
-          if (k1 == matrix.k) store(sums, unit, units, group, ceil_div(count, kGroup));
+        // All tokens use a piece of the weights while it is in the nearest cache.
+        for (int64_t k = k0; k < k1; k += Path::kSumK) {
+          const int64_t count_k = std::min(Path::kSumK, k1 - k);
+          const int64_t next = k + count_k < k1 ? count_k : step * matrix.unit_stride + k0 - k;
+          auto rows = Path::prepare(a + k, b + k, matrix.unit_stride, half, count_k, next, tokens, scratch.weights);
+          float* tile = sums;
+          for (int64_t first = 0; first < tokens; first += kTokens, tile += next_tile) {
+            const int64_t group = first / kGroup, count = std::min(kTokens, tokens - first);
+            Path::multiply(rows, half, panel + group * stride + (k - k0) * kGroup, stride, count, count_k, tile,
+                           tile + first_b * kTokens, k > 0);
+            rows.next_row();
+            if (k + count_k == matrix.k) store(tile, unit, units, group, ceil_div(count, kGroup));
+          }
         }
+        if (!once) sums += ceil_div(tokens, kTokens) * kTile;
       }
     }
   }

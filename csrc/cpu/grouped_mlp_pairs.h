@@ -11,7 +11,8 @@ template <int64_t kStepK>
 struct PairPath {
   using Scalar = BFloat16;
   using Panel = BFloat16;
-  static constexpr int64_t kPair = 2, kStep = kStepK, kBlockK = 2048, kPanelBytes = 1024 * 1024;
+  static constexpr int64_t kPair = 2, kStep = kStepK, kBlockK = 2048, kSumK = kBlockK;
+  static constexpr int64_t kPanelBytes = 1024 * 1024;
 
   static int64_t weight_scratch(int64_t) { return 2 * kGroup * kStep * sizeof(BFloat16); }
 

@@ -15,8 +15,8 @@ namespace capmoe::cpu {
 namespace {
 
 // sums [half, kTokens] of each half-block, V vectors of tokens wide, += weights * panel. Dot multiplies kPair
-// neighbours in k.
-template <class Dot, int kHalf, int V, int kTokens>
+// neighbours in k. kStride: from a weight row to the next where known, else 0.
+template <class Dot, int kHalf, int V, int kTokens, int64_t kStride>
 void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename Dot::Panel* x, int64_t group_stride,
                     int64_t k, float* sums_a, float* sums_b, bool accumulate) {
   constexpr int kParts = kGroup / kLanes;  // vectors of a group
@@ -34,8 +34,18 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
       for (int j = 0; j < V; ++j) b[i][j] = Dot::multiply_add(tokens[j], wb + i * stride, b[i][j]);
     }
   };
+  const int64_t row_stride = kStride != 0 ? kStride : rows.stride;
   const int64_t whole = k / Dot::kPair * Dot::kPair;
-  for (int64_t i = 0; i < whole; i += Dot::kPair) step(rows.a + i, rows.b + i, rows.stride, x + i * kGroup);
+  const char *next_a = rows.next_a, *next_b = rows.next_b;
+  const int64_t next_step = rows.next_step;
+  for (int64_t i = 0; i < whole; i += Dot::kPair) {
+    if constexpr (kStride != 0) {
+      __builtin_prefetch(next_a, 0, 2);
+      __builtin_prefetch(next_b, 0, 2);
+      next_a += next_step, next_b += next_step;
+    }
+    step(rows.a + i, rows.b + i, row_stride, x + i * kGroup);
+  }
   if (whole < k) step(rows.tail_a, rows.tail_b, Dot::kPair, x + whole * kGroup);
   // A block of k is summed by itself and then added, which rounds less than one long sum. All old sums are read
   // first: the halves may share a row.
@@ -58,21 +68,21 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
 }
 
 // multiply_block with V vectors at most, as many as `tokens` need.
-template <class Dot, int kHalf, int V, int kTokens, class... Args>
+template <class Dot, int kHalf, int V, int kTokens, int64_t kStride, class... Args>
 void multiply_vectors(int64_t tokens, Args... args) {
   if constexpr (V > 1) {
-    if (tokens <= (V - 1) * kLanes) return multiply_vectors<Dot, kHalf, V - 1, kTokens>(tokens, args...);
+    if (tokens <= (V - 1) * kLanes) return multiply_vectors<Dot, kHalf, V - 1, kTokens, kStride>(tokens, args...);
   }
-  multiply_block<Dot, kHalf, V, kTokens>(args...);
+  multiply_block<Dot, kHalf, V, kTokens, kStride>(args...);
 }
 
 // multiply_block for a `half` known at run time, 1 to kHalf.
-template <class Dot, int kHalf, int kGroups, class... Args>
+template <class Dot, int kHalf, int kGroups, int64_t kStride = 0, class... Args>
 void multiply_halves(int64_t half, int64_t tokens, Args... args) {
   if constexpr (kHalf > 1) {
-    if (half < kHalf) return multiply_halves<Dot, kHalf - 1, kGroups>(half, tokens, args...);
+    if (half < kHalf) return multiply_halves<Dot, kHalf - 1, kGroups, kStride>(half, tokens, args...);
   }
-  multiply_vectors<Dot, kHalf, kGroups * kGroup / kLanes, kGroups * kGroup>(tokens, args...);
+  multiply_vectors<Dot, kHalf, kGroups * kGroup / kLanes, kGroups * kGroup, kStride>(tokens, args...);
 }
 
 struct FloatDot {
@@ -89,54 +99,60 @@ struct FloatPath {
   using Scalar = T;
   using Panel = float;
   static constexpr int kHalf = kHalfRows, kGroups = kTokenGroups;
-  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 1024;
-  // Weights that must be converted are worth more tokens.
-  static constexpr int64_t kPanelBytes = (std::is_same_v<T, float> ? 256 : 1024) * 1024;
-  static constexpr int64_t kSumK = 256;  // divides kBlockK
+  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 2048, kPanelBytes = 1024 * 1024;
+  static constexpr int64_t kSumK = 256;
   struct Session {};
 
-  static constexpr int64_t kPadding = 16;  // rows a power of two apart would share the sets of the cache
+  // Of copied weights. Rows a power of two apart would share the sets of the cache.
+  static constexpr int64_t kStride = kSumK + 16;
+  // From here on copying float32 weights is cheaper than reading rows that lie far apart again and again.
+  static constexpr int64_t kManyTokens = 64;
 
-  static int64_t weight_scratch(int64_t k) {
-    return std::is_same_v<T, float> ? 0 : 2 * kHalf * (k + kPadding) * sizeof(float);
-  }
-
-  // One row, asking for the one that will follow it.
-  static void convert(const T* row, float* floats, int64_t k, int64_t next) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    for (int64_t i = 0; i < k; i += kLine) {
-      __builtin_prefetch(row + next + i, 0, 2);
-      to_floats(row + i, floats + i, std::min(kLine, k - i));
-    }
-  }
+  static int64_t weight_scratch(int64_t) { return 2 * kHalf * kStride * sizeof(float); }
 
   static WeightRows<float> prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k, int64_t next,
-                                   int64_t, const Buffer& scratch) {
+                                   int64_t tokens, const Buffer& scratch) {
     if constexpr (std::is_same_v<T, float>) {
-      return {a, b, stride, kStep, next, nullptr, nullptr};
-    } else {
-      float* floats_a = scratch.as<float>();
-      float* floats_b = floats_a + half * (k + kPadding);
-      for (int64_t i = 0; i < half; ++i) convert(a + i * stride, floats_a + i * (k + kPadding), k, next);
-      for (int64_t i = 0; i < half; ++i) convert(b + i * stride, floats_b + i * (k + kPadding), k, next);
-      return {floats_a, floats_b, k + kPadding, kStep, 0, nullptr, nullptr};
+      if (tokens < kManyTokens) return {a, b, stride, kStep, next, nullptr, nullptr};
     }
+    float* floats_a = scratch.as<float>();
+    float* floats_b = floats_a + kHalf * kStride;
+    for (int64_t i = 0; i < half; ++i) to_floats(a + i * stride, floats_a + i * kStride, k);
+    for (int64_t i = 0; i < half; ++i) to_floats(b + i * stride, floats_b + i * kStride, k);
+    // A row of each half per group of tokens; where there are fewer groups the others are asked for here.
+    for (int64_t i = tokens <= kGroup ? 0 : ceil_div(tokens, kGroups * kGroup); i < half; ++i) {
+      for (int64_t j = 0; j < k; j += 64 / sizeof(T)) {
+        __builtin_prefetch(a + i * stride + next + j, 0, 2);
+        __builtin_prefetch(b + i * stride + next + j, 0, 2);
+      }
+    }
+    constexpr int64_t kBytes = sizeof(T);
+    return {floats_a,
+            floats_b,
+            kStride,
+            kStep,
+            0,
+            nullptr,
+            nullptr,
+            reinterpret_cast<const char*>(a + next),
+            reinterpret_cast<const char*>(b + next),
+            stride * kBytes,
+            kBytes,
+            half};
   }
 
   static void multiply(const WeightRows<float>& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens,
                        int64_t k, float* sums_a, float* sums_b, bool accumulate) {
-    for (int64_t k0 = 0; k0 < k; k0 += kSumK) {
-      const WeightRows<float> block{rows.a + k0, rows.b + k0, rows.stride, kStep, rows.next, nullptr, nullptr};
-      const float* x = panel + k0 * kGroup;
-      const int64_t count = std::min(kSumK, k - k0);
 #if CAPMOE_LANES == 16
-      if (tokens <= kFewTokens) {
-        multiply_few<kHalf, kGroups * kGroup>(tokens, block, half, x, count, sums_a, sums_b, accumulate || k0 > 0);
-        continue;
-      }
+    if (tokens <= kFewTokens) {
+      return multiply_few<kHalf, kGroups * kGroup>(tokens, rows, half, panel, k, sums_a, sums_b, accumulate);
+    }
 #endif
-      multiply_halves<FloatDot, kHalf, kGroups>(half, tokens, block, x, stride, count, sums_a, sums_b,
-                                                accumulate || k0 > 0);
+    if (rows.stride == kStride) {
+      multiply_halves<FloatDot, kHalf, kGroups, kStride>(half, tokens, rows, panel, stride, k, sums_a, sums_b,
+                                                         accumulate);
+    } else {
+      multiply_halves<FloatDot, kHalf, kGroups>(half, tokens, rows, panel, stride, k, sums_a, sums_b, accumulate);
     }
   }
 

@@ -22,6 +22,18 @@ inline Vec load_floats(const BFloat16* from, int64_t count) {
   return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
 }
 
+// Sixteen of them.
+inline Vec load_floats(const float* from) { return load(from); }
+
+inline Vec load_floats(const Half* from) {
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline Vec load_floats(const BFloat16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+
 inline void store_floats(float* to, Vec v, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v); }
 
 inline void store_floats(Half* to, Vec v, int64_t count) {
@@ -87,10 +99,9 @@ inline void transpose(const float* from, int64_t stride, int64_t rows, float* to
 
 template <class T>
 inline void to_floats(const T* from, float* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t n = count - i < kLanes ? count - i : kLanes;
-    store_floats(to + i, load_floats(from + i, n), n);
-  }
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load_floats(from + i));
+  if (i < count) store_floats(to + i, load_floats(from + i, count - i), count - i);
 }
 
 // to = tile + bias for `count` (1 to 16) columns.
