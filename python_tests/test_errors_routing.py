@@ -124,4 +124,5 @@ def test_nothing_waits_for_the_device():
         routing = cm.Routing(*reference.select(*chosen, mask, priority, *rest))
         assert routing.row_tokens.shape == (99,)
         public = cm.route(torch.zeros(6, 8), GATING, cm.Capacity(factor=1.0), token_mask=mask)
+        reference.dispatch(torch.zeros(6, 3), public.row_tokens)
         reference.combine(torch.zeros(12, 3), public.rows, public.weights)
