@@ -2,6 +2,7 @@
 #include "grouped_mlp.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <stdexcept>
@@ -81,11 +82,11 @@ Isa choose_isa() {
 
 }  // namespace
 
-std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t num_experts,
-                                 int64_t max_rows) {
+std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t begin,
+                                 int64_t end, int64_t max_rows) {
   std::vector<RowBlock> blocks;
   int64_t group = 0;
-  for (int64_t expert = 0; expert < num_experts; ++expert) {
+  for (int64_t expert = begin; expert < end; ++expert) {
     const int64_t rows = tokens_per_expert[expert];
     // Even blocks: a last block of few rows would read the weights for little.
     const int64_t even = round_up(ceil_div(rows, std::max<int64_t>(ceil_div(rows, max_rows), 1)), 2 * kGroup);
@@ -98,23 +99,84 @@ std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* t
   return blocks;
 }
 
-// A large buffer is written once and freed, so the faults of small pages would show.
 constexpr int64_t kHugePage = 2 << 20;
 
-Buffer::Buffer(int64_t bytes) : alignment_(bytes < 2 * kHugePage ? 64 : kHugePage) {
-  data_ = ::operator new(bytes, std::align_val_t(alignment_));
+void wish_for_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
-  if (alignment_ == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a wish: may fail
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = round_up(begin, kHugePage), last = (begin + bytes) / kHugePage * kHugePage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // may fail: only a wish
+#else
+  (void)data, (void)bytes;
 #endif
 }
 
-Buffer::~Buffer() { ::operator delete(data_, std::align_val_t(alignment_)); }
+namespace {
+
+// Buffers that a thread has given back, for its next call: fresh memory costs a fault and a clearing for every page.
+class Kept {
+ public:
+  ~Kept() {
+    for (const Memory& memory : list_) release(memory);
+  }
+
+  // The smallest that is large enough, but not a waste; or fresh memory.
+  Memory take(int64_t bytes) {
+    auto best = list_.end();
+    for (auto it = list_.begin(); it != list_.end(); ++it) {
+      const bool fits = it->bytes >= bytes && it->bytes <= 2 * bytes;
+      if (fits && (best == list_.end() || it->bytes < best->bytes)) best = it;
+    }
+    if (best == list_.end()) return allocate(bytes);
+    const Memory memory = *best;
+    list_.erase(best);
+    total_ -= memory.bytes;
+    return memory;
+  }
+
+  void give(const Memory& memory) noexcept {
+    list_.push_back(memory);
+    total_ += memory.bytes;
+    while (total_ > kKeptBytes) {  // the oldest first
+      total_ -= list_.front().bytes;
+      release(list_.front());
+      list_.erase(list_.begin());
+    }
+  }
+
+ private:
+  static constexpr int64_t kKeptBytes = 48 << 20;  // of a thread
+
+  static int64_t alignment(int64_t bytes) { return bytes < 2 * kHugePage ? 64 : kHugePage; }
+
+  static Memory allocate(int64_t bytes) {
+    void* data = ::operator new(bytes, std::align_val_t(alignment(bytes)));
+    if (alignment(bytes) == kHugePage) wish_for_huge_pages(data, bytes);
+    return {data, bytes};
+  }
+
+  static void release(const Memory& memory) {
+    ::operator delete(memory.data, std::align_val_t(alignment(memory.bytes)));
+  }
+
+  std::vector<Memory> list_;
+  int64_t total_ = 0;
+};
+
+thread_local Kept kept;
+
+}  // namespace
+
+Buffer::Buffer(int64_t bytes) : memory_(kept.take(bytes)) {}
+
+Buffer::~Buffer() { kept.give(memory_); }
 
 template <class T>
 void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
                  const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
                  const int32_t* tokens_per_expert, const GroupedMlp& config, T* y, const ParallelFor& parallel_for) {
   static const Isa isa = choose_isa();
+  wish_for_huge_pages(y, expert_offsets[config.num_experts] * config.hidden * static_cast<int64_t>(sizeof(T)));
   const GroupedMlpArgs<T> args{x,         row_tokens, gate_up_proj,   gate_up_bias,
                                down_proj, down_bias,  expert_offsets, tokens_per_expert,
                                config,    y,          &parallel_for};

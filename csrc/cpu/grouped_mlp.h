@@ -31,17 +31,25 @@ struct RowBlock {
   int64_t expert;
   int64_t row;    // of the packed buffer
   int64_t rows;   // at least 1
-  int64_t group;  // the first row's group, counted over all experts
+  int64_t group;  // the first row's group, counted from the first expert's
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Cuts every expert's rows into blocks of at most `max_rows`.
-std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t num_experts,
-                                 int64_t max_rows);
+// Cuts the rows of experts [begin, end) into blocks of at most `max_rows`.
+std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t begin,
+                                 int64_t end, int64_t max_rows);
 
-// Uninitialised memory, aligned to at least a cache line.
+// Asks for huge pages where memory is large: it is written once, and the faults of small pages would show.
+void wish_for_huge_pages(void* data, int64_t bytes);
+
+struct Memory {
+  void* data;
+  int64_t bytes;
+};
+
+// Uninitialised memory, aligned to at least a cache line. A thread keeps some of what it gives back.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes);
@@ -50,12 +58,11 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   template <class P>
   P* as() const {
-    return static_cast<P*>(data_);
+    return static_cast<P*>(memory_.data);
   }
 
  private:
-  const int64_t alignment_;
-  void* data_;
+  const Memory memory_;
 };
 
 // One function per instruction set; the caller has checked that the processor has it.

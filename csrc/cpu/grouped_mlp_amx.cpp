@@ -51,11 +51,11 @@ struct AmxPath : PairPath<32> {
   }
 
   static WeightRows<BFloat16> prepare(const BFloat16* a, const BFloat16* b, int64_t stride, int64_t half, int64_t k,
-                                      int64_t next, int64_t tokens, const Buffer& scratch) {
+                                      int64_t next, int64_t tokens, void* scratch) {
     WeightRows<BFloat16> rows = PairPath::prepare(a, b, stride, half, k, next, tokens, scratch);
     if (tokens < kManyTokens) return rows;
     constexpr int64_t kWeights = kGroup * kStep;  // of a tile
-    BFloat16* tiles_a = scratch.as<BFloat16>() + PairPath::weight_scratch(k) / sizeof(BFloat16);
+    BFloat16* tiles_a = static_cast<BFloat16*>(scratch) + PairPath::weight_scratch(k) / sizeof(BFloat16);
     BFloat16* tiles_b = tiles_a + kWeights;
     for (int64_t i = 0; i < half; ++i) {
       for (int64_t column = 0; column + kStep <= k; column += kStep) {

@@ -12,6 +12,12 @@ namespace capmoe::cpu {
 
 template <class T>
 void grouped_mlp_avx512(const GroupedMlpArgs<T>& args) {
+  if constexpr (sizeof(T) == 2) {
+    const int32_t* counts = args.tokens_per_expert;
+    const bool few = *std::max_element(counts, counts + args.config.num_experts) <= kFewTokens;
+    // Sixteen rows keep the shuffles of 16-bit weights busy; of float32 they are only more places in memory at once.
+    if (few) return Layer<FloatPath<T, 8, 1>>(args).run();
+  }
   Layer<FloatPath<T, 6, 2>>(args).run();  // 24 sums in 32 registers
 }
 

@@ -8,7 +8,8 @@
 // A Path says how an instruction set does it: Scalar, the type of x, weights and y; Weight, what the kernel multiplies
 // with; Panel, what the tokens are packed to; kHalf, kGroups, the block: two halves of kHalf weight rows by kGroups
 // groups of tokens; kPair, how many neighbours in k lie together; kStep, what k is padded to; kBlockK, kPanelBytes,
-// the cache block; kSumK, what a sum is built of, which divides kBlockK; and the functions used below.
+// the cache block; kChunk and chunk(tokens), how many blocks of weights share a tile of tokens; kSumK, what a sum is
+// built of, which divides kBlockK; and the functions used below.
 //
 // A panel holds, for each group, Panel[k / kPair][kGroup][kPair]. Include inside the target region of one file.
 #pragma once
@@ -47,6 +48,9 @@ struct WeightRows {
   const char* next_a = nullptr;
   const char* next_b = nullptr;
   int64_t next_stride = 0, next_step = 0, next_rows = 0;  // the first two in bytes
+  // In place of a and b: rows of the weights' own type, for a kernel that converts as it goes.
+  const void* few_a = nullptr;
+  const void* few_b = nullptr;
 
   void next_row() {
     if (--next_rows <= 0) next_stride = next_step = 0;
@@ -62,24 +66,26 @@ class Layer {
   using Panel = typename Path::Panel;
   static constexpr int64_t kTokens = Path::kGroups * kGroup;
   static constexpr int64_t kTile = 2 * Path::kHalf * kTokens;
+  static constexpr int64_t kWaveBytes = 16 << 20;
   static constexpr int64_t kMaxUnits = 256 / (2 * Path::kHalf) * (2 * Path::kHalf);  // in one task
 
   explicit Layer(const GroupedMlpArgs<T>& args)
       : args_(args), size_(args.config), hidden_stride_(round_up(size_.intermediate, Path::kStep) * kGroup) {}
 
   void run() {
-    const std::vector<RowBlock> up_blocks = blocks(size_.hidden);
-    if (up_blocks.empty()) return;
-    const int64_t groups = up_blocks.back().group + ceil_div(up_blocks.back().rows, kGroup);
-    const Buffer hidden(groups * hidden_stride_ * sizeof(Panel));
+    const Buffer hidden(max_wave_groups() * hidden_stride_ * sizeof(Panel));
     hidden_ = hidden.as<Panel>();
-    for_tasks(up_blocks, size_.intermediate, size_.hidden,
-              [&](Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) {
-                gate_up(scratch, block, begin, end);
-              });
-    for_tasks(
-        blocks(size_.intermediate), size_.hidden, size_.intermediate,
-        [&](Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) { down(scratch, block, begin, end); });
+    for (int64_t begin = 0, end; begin < size_.num_experts; begin = end) {
+      end = wave_end(begin);
+      for_tasks(blocks(begin, end, size_.hidden), size_.intermediate, size_.hidden,
+                [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
+                  gate_up(scratch, block, first, last);
+                });
+      for_tasks(blocks(begin, end, size_.intermediate), size_.hidden, size_.intermediate,
+                [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
+                  down(scratch, block, first, last);
+                });
+    }
   }
 
  private:
@@ -88,13 +94,13 @@ class Layer {
     Scratch(int64_t groups, int64_t k)
         : panel(groups * kGroup * round_up(std::min(k, Path::kBlockK), Path::kStep) * sizeof(Panel)),
           sums(sums_bytes(groups, k)),
-          weights(Path::weight_scratch(std::min(k, Path::kSumK))) {
+          weights(Path::kChunk * Path::weight_scratch(std::min(k, Path::kSumK))) {
       // Kernels need not write the lanes of missing tokens, but the activation reads them.
       std::memset(sums.template as<float>(), 0, sums_bytes(groups, k));
     }
     static int64_t sums_bytes(int64_t groups, int64_t k) {
       const int64_t tiles = ceil_div(groups, Path::kGroups);
-      return (k <= Path::kBlockK ? 1 : ceil_div(kMaxUnits, Path::kHalf)) * tiles * kTile * sizeof(float);
+      return (k <= Path::kBlockK ? Path::kChunk : ceil_div(kMaxUnits, Path::kHalf)) * tiles * kTile * sizeof(float);
     }
     Buffer panel, sums, weights;
     const RowBlock* packed = nullptr;  // what `panel` holds
@@ -102,10 +108,34 @@ class Layer {
     typename Path::Session session;
   };
 
-  std::vector<RowBlock> blocks(int64_t k) const {
+  int64_t groups_of(int64_t expert) const { return ceil_div(args_.tokens_per_expert[expert], kGroup); }
+
+  // A wave of experts goes through both products before the next: its hidden values stay near, in memory that is
+  // used again rather than asked of the system.
+  int64_t wave_end(int64_t begin) const {
+    int64_t end = begin + 1, groups = groups_of(begin);
+    for (; end < size_.num_experts; ++end) {
+      groups += groups_of(end);
+      if (groups * hidden_stride_ * static_cast<int64_t>(sizeof(Panel)) > kWaveBytes) break;
+    }
+    return end;
+  }
+
+  int64_t max_wave_groups() const {
+    int64_t most = 0;
+    for (int64_t begin = 0, end; begin < size_.num_experts; begin = end) {
+      end = wave_end(begin);
+      int64_t groups = 0;
+      for (int64_t expert = begin; expert < end; ++expert) groups += groups_of(expert);
+      most = std::max(most, groups);
+    }
+    return most;
+  }
+
+  std::vector<RowBlock> blocks(int64_t first_expert, int64_t last_expert, int64_t k) const {
     const int64_t row_bytes = std::min(k, Path::kBlockK) * sizeof(Panel);
-    const int64_t rows = std::clamp<int64_t>(Path::kPanelBytes / row_bytes / kTokens, 1, 512 / kTokens) * kTokens;
-    return row_blocks(args_.expert_offsets, args_.tokens_per_expert, size_.num_experts, rows);
+    const int64_t rows = std::clamp<int64_t>(Path::kPanelBytes / row_bytes / kTokens, 1, 1024 / kTokens) * kTokens;
+    return row_blocks(args_.expert_offsets, args_.tokens_per_expert, first_expert, last_expert, rows);
   }
 
   // Calls task(scratch, block, begin, end) for every block of rows and every piece of `units`. Pieces are small, for
@@ -152,43 +182,73 @@ class Layer {
              });
   }
 
+  // Some units that the kernel takes at once, and where their sums go.
+  struct Step {
+    int64_t unit, units, half, first_b;  // first_b: of the sums, where the second half's rows begin
+    const T *a, *b;
+    float* sums;
+    decltype(Path::prepare(nullptr, nullptr, 0, 0, 0, 0, 0, nullptr)) rows;
+  };
+
   // Sums of units [begin, end) over all k for all rows of a block, handed to `store` tile by tile: sums
   // [rows, kTokens], where gated the units' gate rows, then their up rows.
   template <class PanelAt, class Stride, class Store>
   void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t tokens,
                 const PanelAt& panel_at, const Stride& stride_of, const Store& store) const {
-    const bool pairs = matrix.up_offset != 0;
-    const int64_t step = pairs ? Path::kHalf : 2 * Path::kHalf;
+    const int64_t step = matrix.up_offset != 0 ? Path::kHalf : 2 * Path::kHalf;
+    const int64_t chunk = Path::chunk(tokens) * step;
     const bool once = matrix.k <= Path::kBlockK;  // one block of k: each unit's sums are stored at once
-    const int64_t next_tile = matrix.k <= Path::kSumK ? 0 : kTile;
+    Step steps[Path::kChunk];
     for (int64_t k0 = 0; k0 < matrix.k; k0 += Path::kBlockK) {
       const int64_t k1 = std::min(k0 + Path::kBlockK, matrix.k);
       const Panel* panel = panel_at(k0, k1);
       const int64_t stride = stride_of(k0, k1);
       float* sums = scratch.sums.template as<float>();
-      for (int64_t unit = begin; unit < end; unit += step) {
-        const int64_t units = std::min(step, end - unit);
-        // Of an odd number of rows the halves share the middle one.
-        const int64_t half = pairs ? units : (units + 1) / 2;
-        const T* a = matrix.data + unit * matrix.unit_stride;
-        const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
-        const int64_t first_b = pairs ? half : units - half;
-        // All tokens use a piece of the weights while it is in the nearest cache.
+      for (int64_t unit = begin; unit < end; unit += chunk) {
+        const int64_t last = std::min(unit + chunk, end), count = ceil_div(last - unit, step);
+        for (int64_t i = 0; i < count; ++i) {
+          steps[i] = step_of(matrix, unit + i * step, last, sums);
+          sums += ceil_div(tokens, kTokens) * kTile;
+        }
+        // All tokens use a piece of the weights, and all the chunk's weights a tile's tokens, while it is near.
         for (int64_t k = k0; k < k1; k += Path::kSumK) {
           const int64_t count_k = std::min(Path::kSumK, k1 - k);
-          const int64_t next = k + count_k < k1 ? count_k : step * matrix.unit_stride + k0 - k;
-          auto rows = Path::prepare(a + k, b + k, matrix.unit_stride, half, count_k, next, tokens, scratch.weights);
-          float* tile = sums;
-          for (int64_t first = 0; first < tokens; first += kTokens, tile += next_tile) {
-            const int64_t group = first / kGroup, count = std::min(kTokens, tokens - first);
-            Path::multiply(rows, half, panel + group * stride + (k - k0) * kGroup, stride, count, count_k, tile,
-                           tile + first_b * kTokens, k > 0);
-            rows.next_row();
-            if (k + count_k == matrix.k) store(tile, unit, units, group, ceil_div(count, kGroup));
+          const int64_t next = k + count_k < k1 ? count_k : chunk * matrix.unit_stride + k0 - k;
+          char* weights = scratch.weights.template as<char>();
+          for (int64_t i = 0; i < count; ++i, weights += Path::weight_scratch(count_k)) {
+            Step& s = steps[i];
+            s.rows = Path::prepare(s.a + k, s.b + k, matrix.unit_stride, s.half, count_k, next, tokens, weights);
+          }
+          for (int64_t first = 0; first < tokens; first += kTokens) {
+            const Panel* tile = panel + first / kGroup * stride + (k - k0) * kGroup;
+            multiply_tile(steps, count, tile, stride, first, std::min(kTokens, tokens - first), k, count_k, matrix.k,
+                          store);
           }
         }
-        if (!once) sums += ceil_div(tokens, kTokens) * kTile;
+        if (once) sums = scratch.sums.template as<float>();
       }
+    }
+  }
+
+  static Step step_of(const Matrix<T>& matrix, int64_t unit, int64_t end, float* sums) {
+    const bool pairs = matrix.up_offset != 0;
+    const int64_t units = std::min<int64_t>(pairs ? Path::kHalf : 2 * Path::kHalf, end - unit);
+    // Of an odd number of rows the halves share the middle one.
+    const int64_t half = pairs ? units : (units + 1) / 2;
+    const T* a = matrix.data + unit * matrix.unit_stride;
+    const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
+    return {unit, units, half, pairs ? half : units - half, a, b, sums, {}};
+  }
+
+  template <class Store>
+  static void multiply_tile(Step* steps, int64_t count, const Panel* panel, int64_t stride, int64_t first,
+                            int64_t tokens, int64_t k, int64_t count_k, int64_t whole_k, const Store& store) {
+    for (int64_t i = 0; i < count; ++i) {
+      Step& s = steps[i];
+      float* tile = s.sums + first / kTokens * kTile;
+      Path::multiply(s.rows, s.half, panel, stride, tokens, count_k, tile, tile + s.first_b * kTokens, k > 0);
+      s.rows.next_row();
+      if (k + count_k == whole_k) store(tile, s.unit, s.units, first / kGroup, ceil_div(tokens, kGroup));
     }
   }
 
@@ -276,7 +336,7 @@ class Layer {
   const GroupedMlpArgs<T>& args_;
   const GroupedMlp& size_;
   const int64_t hidden_stride_;  // of a group
-  Panel* hidden_ = nullptr;      // all experts' hidden values as one panel
+  Panel* hidden_ = nullptr;      // a wave's hidden values as one panel
 };
 
 }  // namespace

@@ -14,12 +14,15 @@ struct PairPath {
   static constexpr int64_t kPair = 2, kStep = kStepK, kBlockK = 2048, kSumK = kBlockK;
   static constexpr int64_t kPanelBytes = 1024 * 1024;
 
+  static constexpr int64_t kChunk = 1;
+  static int64_t chunk(int64_t) { return kChunk; }
+
   static int64_t weight_scratch(int64_t) { return 2 * kGroup * kStep * sizeof(BFloat16); }
 
   // The weights in place; what is left of k after whole steps is copied and padded with zeros.
   static WeightRows<BFloat16> prepare(const BFloat16* a, const BFloat16* b, int64_t stride, int64_t half, int64_t k,
-                                      int64_t next, int64_t, const Buffer& scratch) {
-    BFloat16* tail_a = scratch.as<BFloat16>();
+                                      int64_t next, int64_t, void* scratch) {
+    BFloat16* tail_a = static_cast<BFloat16*>(scratch);
     BFloat16* tail_b = tail_a + kGroup * kStep;
     const int64_t whole = k / kStep * kStep, rest = k - whole;
     if (rest > 0) {

@@ -36,13 +36,21 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
   };
   const int64_t row_stride = kStride != 0 ? kStride : rows.stride;
   const int64_t whole = k / Dot::kPair * Dot::kPair;
+  if (kStride != 0 && accumulate) {  // copied rows: tokens are many, and the old sums may be far
+#pragma GCC unroll 16
+    for (int i = 0; i < kHalf; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) __builtin_prefetch(sums_a + i * kTokens + j * kLanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) __builtin_prefetch(sums_b + i * kTokens + j * kLanes);
+    }
+  }
   const char *next_a = rows.next_a, *next_b = rows.next_b;
   const int64_t next_step = rows.next_step;
   for (int64_t i = 0; i < whole; i += Dot::kPair) {
-    if constexpr (kStride != 0) {
-      __builtin_prefetch(next_a, 0, 2);
-      __builtin_prefetch(next_b, 0, 2);
-      next_a += next_step, next_b += next_step;
+    if (kStride != 0 && i % kGroup == 0) {  // a line is enough for sixteen
+      __builtin_prefetch(next_a + i * next_step, 0, 2);
+      __builtin_prefetch(next_b + i * next_step, 0, 2);
     }
     step(rows.a + i, rows.b + i, row_stride, x + i * kGroup);
   }
@@ -69,7 +77,7 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
 
 // multiply_block with V vectors at most, as many as `tokens` need.
 template <class Dot, int kHalf, int V, int kTokens, int64_t kStride, class... Args>
-void multiply_vectors(int64_t tokens, Args... args) {
+void multiply_vectors(int64_t tokens, const Args&... args) {
   if constexpr (V > 1) {
     if (tokens <= (V - 1) * kLanes) return multiply_vectors<Dot, kHalf, V - 1, kTokens, kStride>(tokens, args...);
   }
@@ -78,7 +86,7 @@ void multiply_vectors(int64_t tokens, Args... args) {
 
 // multiply_block for a `half` known at run time, 1 to kHalf.
 template <class Dot, int kHalf, int kGroups, int64_t kStride = 0, class... Args>
-void multiply_halves(int64_t half, int64_t tokens, Args... args) {
+void multiply_halves(int64_t half, int64_t tokens, const Args&... args) {
   if constexpr (kHalf > 1) {
     if (half < kHalf) return multiply_halves<Dot, kHalf - 1, kGroups, kStride>(half, tokens, args...);
   }
@@ -99,7 +107,8 @@ struct FloatPath {
   using Scalar = T;
   using Panel = float;
   static constexpr int kHalf = kHalfRows, kGroups = kTokenGroups;
-  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 2048, kPanelBytes = 1024 * 1024;
+  static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 2048;
+  static constexpr int64_t kPanelBytes = 8 << 20;
   static constexpr int64_t kSumK = 256;
   struct Session {};
 
@@ -108,14 +117,26 @@ struct FloatPath {
   // From here on copying float32 weights is cheaper than reading rows that lie far apart again and again.
   static constexpr int64_t kManyTokens = 64;
 
+  // Copied weights lie in the second nearest cache, the tokens that they share in the nearest.
+  static constexpr int64_t kChunk = 10;
+  static int64_t chunk(int64_t tokens) { return tokens < kManyTokens ? 1 : kChunk; }
+
   static int64_t weight_scratch(int64_t) { return 2 * kHalf * kStride * sizeof(float); }
 
   static WeightRows<float> prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k, int64_t next,
-                                   int64_t tokens, const Buffer& scratch) {
+                                   int64_t tokens, void* scratch) {
     if constexpr (std::is_same_v<T, float>) {
       if (tokens < kManyTokens) return {a, b, stride, kStep, next, nullptr, nullptr};
     }
-    float* floats_a = scratch.as<float>();
+#if CAPMOE_LANES == 16
+    if (tokens <= kFewTokens) {
+      WeightRows<float> rows{nullptr, nullptr, stride, kStep, next, nullptr, nullptr};
+      rows.few_a = a;
+      rows.few_b = b;
+      return rows;
+    }
+#endif
+    float* floats_a = static_cast<float*>(scratch);
     float* floats_b = floats_a + kHalf * kStride;
     for (int64_t i = 0; i < half; ++i) to_floats(a + i * stride, floats_a + i * kStride, k);
     for (int64_t i = 0; i < half; ++i) to_floats(b + i * stride, floats_b + i * kStride, k);
@@ -144,9 +165,12 @@ struct FloatPath {
   static void multiply(const WeightRows<float>& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens,
                        int64_t k, float* sums_a, float* sums_b, bool accumulate) {
 #if CAPMOE_LANES == 16
-    if (tokens <= kFewTokens) {
-      return multiply_few<kHalf, kGroups * kGroup>(tokens, rows, half, panel, k, sums_a, sums_b, accumulate);
-    }
+    const auto few = [&](const auto* a, const auto* b) {
+      multiply_few<kHalf, kGroups * kGroup>(tokens, a, b, rows.stride, rows.next, half, panel, k, sums_a, sums_b,
+                                            accumulate);
+    };
+    if (rows.few_a != nullptr) return few(static_cast<const T*>(rows.few_a), static_cast<const T*>(rows.few_b));
+    if (tokens <= kFewTokens) return few(rows.a, rows.b);
 #endif
     if (rows.stride == kStride) {
       multiply_halves<FloatDot, kHalf, kGroups, kStride>(half, tokens, rows, panel, stride, k, sums_a, sums_b,
@@ -163,6 +187,12 @@ struct FloatPath {
   static void pack(const T* const rows[kGroup], int64_t k, float* panel) {
     for (int64_t i = 0; i < k; i += kGroup) {
       const int64_t count = std::min(kGroup, k - i);
+#if CAPMOE_LANES == 16
+      if (count == kGroup) {
+        transpose_rows(rows, i, panel + i * kGroup);
+        continue;
+      }
+#endif
       alignas(64) float tile[kGroup * kGroup] = {}, turned[kGroup * kGroup];
       for (int64_t t = 0; t < kGroup; ++t) {
         if (rows[t]) to_floats(rows[t] + i, tile + t * kGroup, count);

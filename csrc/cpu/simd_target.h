@@ -17,6 +17,7 @@
 // GCC 12 takes the operand that _mm512_undefined_epi32 leaves open for a mistake of ours (GCC bug 105593).
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #define CAPMOE_PRAGMA(x) _Pragma(#x)
