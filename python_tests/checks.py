@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import oracle
 import torch
 
 import capmoe_kernels as cm
+import oracle
 
 
 def assert_close_to_truth(out, truth, same_dtype, what="output"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import make_experts, normal, router_logits
 
 import capmoe_kernels as cm
 from capmoe_kernels.arrays import accepts_arrays
+from cases import make_experts, normal, router_logits
 
 
 def numpy_experts():

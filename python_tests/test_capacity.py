@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-import oracle
 import pytest
-from cases import router_logits
 
 import capmoe_kernels as cm
+import oracle
+from cases import router_logits
 
 GOLDEN = [  # factor, top_k, tokens, experts, exact ceil, floor
     (1.0, 2, 8, 4, 4, 4),

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from tiny_model import save_tiny
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from capmoe_kernels.backends import backends
 from capmoe_kernels.cli import needs
 from capmoe_kernels.cli.app import app
+from tiny_model import save_tiny
 
 TEXT = "The straggler effect: déjà vu, 見る. " * 12
 GRID = ["--capacity-factor", "1.0,0.5", "--policy", "score,random", "--devices", "4"]

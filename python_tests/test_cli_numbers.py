@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_model import EXPERTS, TOP_K, byte_tokenizer, save_tiny
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from capmoe_kernels.cli.app import app
 from capmoe_kernels.evaluate.results import paired_change
 from capmoe_kernels.evaluate.text import make_batches, read_texts, tokenize
 from capmoe_kernels.evaluate.words import conclusions
+from tiny_model import EXPERTS, TOP_K, byte_tokenizer, save_tiny
 
 WINDOW, DEVICES, SEPARATOR = 40, 4, 256
 FILES = {"a.txt": "é" + "ab, " * 23, "b.txt": "quick brown fox", "c.txt": "0123456789" * 9}

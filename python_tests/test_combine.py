@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import every_case, normal, router_logits
-from checks import assert_close_to_truth, same_bits
 
 import capmoe_kernels as cm
+from cases import every_case, normal, router_logits
+from checks import assert_close_to_truth, same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,11 +6,11 @@ import json
 from importlib.resources import files
 
 import pytest
-from tiny_model import save_tiny
 from typer.testing import CliRunner
 
 from capmoe_kernels.cli.app import app
 from capmoe_kernels.demo import run as demo
+from tiny_model import save_tiny
 
 MODEL = files("capmoe_kernels.demo") / "model"
 needs_model = pytest.mark.skipif(

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from cases import make_experts, normal, router_logits
 
 import capmoe_kernels as cm
+from cases import make_experts, normal, router_logits
 
 META = torch.device("meta")
 

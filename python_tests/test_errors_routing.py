@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import make_experts, normal, router_logits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import capmoe_kernels as cm
+from cases import make_experts, normal, router_logits
 
 GATING = cm.Gating(top_k=2)
 ROUTING = cm.route(router_logits(6, 4), GATING)  # 12 rows

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cases import named, router_logits
-from checks import assert_close_to_truth, check_gate, expected_gate, same_bits
 
 import capmoe_kernels as cm
+from cases import named, router_logits
+from checks import assert_close_to_truth, check_gate, expected_gate, same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

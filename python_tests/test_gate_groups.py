@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cases import normal, router_logits
-from checks import check_gate
 
 import capmoe_kernels as cm
+from cases import normal, router_logits
+from checks import check_gate
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-import oracle_mlp
 import pytest
 import torch
-from cases import every_case, make_experts, normal
-from checks import assert_close_to_truth, same_bits
 
 import capmoe_kernels as cm
+import oracle_mlp
 from capmoe_kernels.experts import Activation
+from cases import every_case, make_experts, normal
+from checks import assert_close_to_truth, same_bits
 
 ACTIVATIONS = get_args(Activation)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

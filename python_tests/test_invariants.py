@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-import oracle
 import torch
-from cases import router_logits
-from checks import assert_routing, expected_route, kept_pairs
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import capmoe_kernels as cm
+import oracle
+from cases import router_logits
+from checks import assert_routing, expected_route, kept_pairs
 
 SIZES = st.sampled_from([0, 1, 2, 3, 17, 64, 130, 257])
 EXPERTS = st.sampled_from([1, 2, 4, 8, 60])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import oracle
 import pytest
 import torch
-from cases import make_experts, normal, router_logits
-from checks import assert_routing, expected_route, kept_pairs
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_invariants import FACTORS, POLICIES, SEEDS, layers, load_of, scores_of, topk_pairs
 
 import capmoe_kernels as cm
+import oracle
+from cases import make_experts, normal, router_logits
+from checks import assert_routing, expected_route, kept_pairs
+from test_invariants import FACTORS, POLICIES, SEEDS, layers, load_of, scores_of, topk_pairs
 
 
 @given(layer=layers(), factor=FACTORS, devices=st.sampled_from([1, 2, 4]))

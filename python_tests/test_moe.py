@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import oracle_mlp
 import pytest
 import torch
-from cases import CASES, brief, every_case, make_experts, named, normal, router_logits
-from checks import assert_close_to_truth, same_bits
 
 import capmoe_kernels as cm
+import oracle_mlp
+from cases import CASES, brief, every_case, make_experts, named, normal, router_logits
+from checks import assert_close_to_truth, same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import brief, make_experts, normal, router_logits
-from checks import same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import capmoe_kernels as cm
 from capmoe_kernels.ops import OPS
+from cases import brief, make_experts, normal, router_logits
+from checks import same_bits
 
 ops = torch.ops.capmoe
 SOFTMAX = (2, "softmax", "none", 1.0, 1, 1, "max", "prob")

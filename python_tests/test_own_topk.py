@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cases import normal, topk_of
-from checks import assert_routing, expected_select
 
 import capmoe_kernels as cm
+from cases import normal, topk_of
+from checks import assert_routing, expected_select
 
 POLICIES = ["score", "keep_first", "keep_last", "random"]
 

@@ -12,10 +12,10 @@ import math
 
 import pytest
 import torch
-from cases import router_logits
-from checks import kept_pairs
 
 import capmoe_kernels as cm
+from cases import router_logits
+from checks import kept_pairs
 
 SHAPES = [(100, 8, 2, 1.0), (256, 8, 2, 1.0), (257, 60, 4, 1.25), (33, 8, 1, 0.8), (64, 16, 4, 1.2)]
 shapes = pytest.mark.parametrize(("tokens", "experts", "top_k", "factor"), SHAPES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import router_logits
-from checks import check_route, kept_pairs
 
 import capmoe_kernels as cm
+from cases import router_logits
+from checks import check_route, kept_pairs
 
 POLICIES = ["score", "keep_first", "keep_last", "random"]
 

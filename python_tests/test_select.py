@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from cases import every_case, normal, router_logits, topk_of
-from checks import assert_routing, check_route, expected_select, kept_pairs
 
 import capmoe_kernels as cm
+from cases import every_case, normal, router_logits, topk_of
+from checks import assert_routing, check_route, expected_select, kept_pairs
 
 POLICIES = ["score", "keep_first", "keep_last", "random"]
 

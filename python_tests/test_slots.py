@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import every_case, normal, router_logits
-from checks import assert_routing, expected_route
 
 import capmoe_kernels as cm
+from cases import every_case, normal, router_logits
+from checks import assert_routing, expected_route
 
 LAYOUTS = ["packed", "padded"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import capmoe_kernels as cm
@@ -12,6 +11,7 @@ from capmoe_kernels import Capacity, Experts, Gating
 from capmoe_kernels.integrations import blocks, olmoe, ranks
 from capmoe_kernels.integrations.ranks import local_experts, merge, route_per_rank
 from capmoe_kernels.integrations.transformers import apply, find_moe_blocks, supported, watch
+from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
 
 EXPAND = Capacity(factor=1.0, expand="local", local_experts=(0, 1))
 

@@ -1,0 +1,6 @@
+"""Runs CUDA kernels without a GPU: their PTX, 32 lanes at a time, with checks and counts."""
+
+from .build import compile_cuda
+from .emulate import Const, Kernel, Report, emulate
+
+__all__ = ["Const", "Kernel", "Report", "compile_cuda", "emulate"]

@@ -1,0 +1,199 @@
+// Floating-point arithmetic: f32, f64, f16, bf16 and the packed pairs. imm: [0] rounding, [1] ftz, [2] sat, [3] NaN
+// wins (min, max), or relu.
+#include <algorithm>
+
+#include "formats.h"
+#include "lanes.h"
+
+namespace emu {
+namespace {
+
+template <class T>
+T flush(T x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(T{0}, x) : x;
+}
+
+template <class T>
+T saturate(T x) {
+  return std::isnan(x) || x < 0 ? T{0} : std::min(x, T{1});
+}
+
+template <class T>
+T directed(int mode, auto f) {
+  static const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
+  if (mode == kNearest) return f();
+  fesetround(modes[mode]);
+  volatile T out = f();
+  fesetround(FE_TONEAREST);
+  return out;
+}
+
+template <class T, class F, class... A>
+T with_modes(const Inst& i, F f, A... a) {
+  if (i.imm[1]) ((a = flush(a)), ...);
+  volatile T in[] = {a...};  // keeps the compiler from computing before the rounding mode is set
+  T out = directed<T>(i.imm[0], [&] { return f(in); });
+  if (i.imm[1]) out = flush(out);
+  if (i.imm[2]) out = saturate(out);
+  if constexpr (sizeof(T) == 4) out = canonical(out);
+  return out;
+}
+
+template <class T>
+T minimum(T a, T b, bool nan_wins, bool largest) {
+  if (std::isnan(a) || std::isnan(b)) {
+    if (nan_wins || (std::isnan(a) && std::isnan(b))) return NAN;
+    return std::isnan(a) ? b : a;
+  }
+  if (a == 0 && b == 0) return std::signbit(a) == largest ? b : a;
+  return (a < b) != largest ? a : b;
+}
+
+template <class T>
+void arithmetic(const std::string& t) {
+  lanes_with<T, T, T>("add." + t, [](const Inst& i, T a, T b) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] + x[1]; }, a, b);
+  });
+  lanes_with<T, T, T>("sub." + t, [](const Inst& i, T a, T b) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] - x[1]; }, a, b);
+  });
+  lanes_with<T, T, T>("mul." + t, [](const Inst& i, T a, T b) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] * x[1]; }, a, b);
+  });
+  lanes_with<T, T, T, T>("fma." + t, [](const Inst& i, T a, T b, T c) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return std::fma(T(x[0]), T(x[1]), T(x[2])); }, a, b, c);
+  });
+  lanes_with<T, T, T>("div." + t, [](const Inst& i, T a, T b) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] / x[1]; }, a, b);
+  });
+  lanes_with<T, T>("sqrt." + t, [](const Inst& i, T a) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return std::sqrt(T(x[0])); }, a);
+  });
+  lanes_with<T, T>("rcp." + t, [](const Inst& i, T a) {
+    return with_modes<T>(i, [](const volatile T* x) -> T { return T{1} / x[0]; }, a);
+  });
+  // Approximations: the result rounded to nearest, which lies within the error PTX allows.
+  const auto approximate = [&](const char* name, auto f) {
+    using F = decltype(f);
+    lanes_with<T, T>(name + t, [](const Inst& i, T a) {
+      return with_modes<T>(i, [](const volatile T* x) -> T { return static_cast<T>(F{}(double(x[0]))); }, a);
+    });
+  };
+  approximate("rsqrt.", [](double x) { return 1 / std::sqrt(x); });
+  approximate("ex2.", [](double x) { return std::exp2(x); });
+  approximate("lg2.", [](double x) { return std::log2(x); });
+  approximate("sin.", [](double x) { return std::sin(x); });
+  approximate("cos.", [](double x) { return std::cos(x); });
+  approximate("tanh.", [](double x) { return std::tanh(x); });
+  lanes_with<T, T>("neg." + t, [](const Inst& i, T a) { return i.imm[1] ? flush(-a) : -a; });
+  lanes_with<T, T>("abs." + t, [](const Inst& i, T a) { return std::fabs(i.imm[1] ? flush(a) : a); });
+  lanes_with<T, T, T>("min." + t, [](const Inst& i, T a, T b) {
+    return i.imm[1] ? minimum(flush(a), flush(b), i.imm[3], false) : minimum(a, b, i.imm[3], false);
+  });
+  lanes_with<T, T, T>("max." + t, [](const Inst& i, T a, T b) {
+    return i.imm[1] ? minimum(flush(a), flush(b), i.imm[3], true) : minimum(a, b, i.imm[3], true);
+  });
+  lanes<T, T, T>("copysign." + t, [](T a, T b) { return std::copysign(b, a); });
+  add("testp." + t, [](Warp& w, const Inst& i, uint32_t mask) {
+    const int32_t* o = operands(w, i);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!has(mask, lane)) continue;
+      const T x = get<T>(w, o[1], lane);
+      const int c = std::fpclassify(x);
+      const bool tests[] = {c != FP_NAN && c != FP_INFINITE,
+                            c == FP_INFINITE,
+                            c != FP_NAN,
+                            c == FP_NAN,
+                            c == FP_NORMAL,
+                            c == FP_SUBNORMAL};
+      uint32_t& d = predicate(w, o[0]);
+      d = (d & ~(1u << lane)) | static_cast<uint32_t>(tests[i.imm[0]]) << lane;
+    }
+  });
+}
+
+template <bool kIsHalf>
+struct Narrow {
+  static constexpr Format format = kIsHalf ? kHalf : kBfloat;
+  static float decode(uint16_t bits) { return kIsHalf ? decode_half(bits) : decode_bfloat(bits); }
+
+  // Exact sums and products of narrow values may need more than 64 bits: cut to odd, then rounded once.
+  static uint16_t round(const Inst& i, long double x) {
+    long double out = round_to(format, x, i.imm[0]);
+    if (i.imm[1] && out != 0 && fabsl(out) < ldexpl(1, format.min_exponent)) out = copysignl(0, out);
+    if (i.imm[2]) out = std::isnan(out) || out < 0 ? 0 : std::min(out, 1.0L);
+    if (i.imm[3] && !std::isnan(out) && out < 0) out = 0;  // relu
+    return encode16(format, out);
+  }
+  static uint16_t add(const Inst& i, uint16_t a, uint16_t b) {
+    return round(i, to_odd([&] { return static_cast<long double>(decode(a)) + decode(b); }));
+  }
+  static uint16_t sub(const Inst& i, uint16_t a, uint16_t b) {
+    return round(i, to_odd([&] { return static_cast<long double>(decode(a)) - decode(b); }));
+  }
+  static uint16_t mul(const Inst& i, uint16_t a, uint16_t b) {
+    return round(i, static_cast<long double>(decode(a)) * decode(b));
+  }
+  static uint16_t fma(const Inst& i, uint16_t a, uint16_t b, uint16_t c) {
+    return round(i, to_odd([&] { return static_cast<long double>(decode(a)) * decode(b) + decode(c); }));
+  }
+  static uint16_t extreme(const Inst& i, uint16_t a, uint16_t b, bool largest) {
+    const float x = minimum(decode(a), decode(b), i.imm[3], largest);
+    return encode16(format, x);
+  }
+  static uint16_t min(const Inst& i, uint16_t a, uint16_t b) { return extreme(i, a, b, false); }
+  static uint16_t max(const Inst& i, uint16_t a, uint16_t b) { return extreme(i, a, b, true); }
+  static uint16_t neg(const Inst&, uint16_t a) { return a ^ 0x8000; }
+  static uint16_t abs(const Inst&, uint16_t a) { return a & 0x7fff; }
+  static uint16_t ex2(const Inst& i, uint16_t a) { return round(i, exp2l(decode(a))); }
+  static uint16_t tanh(const Inst& i, uint16_t a) { return round(i, tanhl(decode(a))); }
+};
+
+// The function on one value, and on the two halves of a pair.
+template <auto kFunction, class... A>
+void narrow(const std::string& name) {
+  lanes_with<uint16_t, A...>(name, [](const Inst& i, A... a) -> uint16_t { return kFunction(i, a...); });
+}
+
+template <auto kFunction>
+void pair1(const std::string& name) {
+  lanes_with<uint32_t, uint32_t>(name + "x2", [](const Inst& i, uint32_t a) {
+    return kFunction(i, a) | static_cast<uint32_t>(kFunction(i, a >> 16)) << 16;
+  });
+  narrow<kFunction, uint16_t>(name);
+}
+
+template <auto kFunction>
+void pair2(const std::string& name) {
+  lanes_with<uint32_t, uint32_t, uint32_t>(name + "x2", [](const Inst& i, uint32_t a, uint32_t b) {
+    return kFunction(i, a, b) | static_cast<uint32_t>(kFunction(i, a >> 16, b >> 16)) << 16;
+  });
+  narrow<kFunction, uint16_t, uint16_t>(name);
+}
+
+template <auto kFunction>
+void pair3(const std::string& name) {
+  lanes_with<uint32_t, uint32_t, uint32_t, uint32_t>(
+      name + "x2", [](const Inst& i, uint32_t a, uint32_t b, uint32_t c) {
+        return kFunction(i, a, b, c) | static_cast<uint32_t>(kFunction(i, a >> 16, b >> 16, c >> 16)) << 16;
+      });
+  narrow<kFunction, uint16_t, uint16_t, uint16_t>(name);
+}
+
+template <bool kIsHalf>
+void narrow_arithmetic(const std::string& t) {
+  using N = Narrow<kIsHalf>;
+  pair2<N::add>("add." + t), pair2<N::sub>("sub." + t), pair2<N::mul>("mul." + t);
+  pair2<N::min>("min." + t), pair2<N::max>("max." + t);
+  pair1<N::neg>("neg." + t), pair1<N::abs>("abs." + t), pair1<N::ex2>("ex2." + t), pair1<N::tanh>("tanh." + t);
+  pair3<N::fma>("fma." + t);
+}
+
+const bool registered = [] {
+  arithmetic<float>("f32"), arithmetic<double>("f64");
+  narrow_arithmetic<true>("f16"), narrow_arithmetic<false>("bf16");
+  return true;
+}();
+
+}  // namespace
+}  // namespace emu

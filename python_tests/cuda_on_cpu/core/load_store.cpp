@@ -1,0 +1,193 @@
+// ld, st, atom, red, cvta and the address windows.
+#include <algorithm>
+
+#include "formats.h"
+#include "lanes.h"
+
+namespace emu {
+namespace {
+
+// imm of ld and st: [0] space, [1] bytes of an element, [2] elements, [3] offset, [4] bit 0: the address register has
+// 64 bits, bit 1: sign-extend, bit 2: the value registers have 64 bits though elements are narrower, bit 3: volatile
+// or stronger.
+uint64_t address_of(const Warp& w, const Inst& i, int32_t reg, int lane) {
+  const uint64_t base = i.imm[4] & 1 ? get<uint64_t>(w, reg, lane) : get<uint32_t>(w, reg, lane);
+  return base + i.imm[3];
+}
+
+void put_element(Warp& w, const Inst& i, int32_t reg, int lane, const uint8_t* from) {
+  const int bytes = i.imm[1];
+  uint64_t value = 0;
+  std::memcpy(&value, from, bytes);
+  const int shift = 64 - 8 * bytes;
+  if (i.imm[4] & 2) value = static_cast<uint64_t>(static_cast<int64_t>(value << shift) >> shift);
+  if (bytes == 8 || (i.imm[4] & 4)) {
+    set<uint64_t>(w, reg, lane, value);
+  } else {
+    set<uint32_t>(w, reg, lane, value);
+  }
+}
+
+void count_all(Warp& w, const Inst& i, int32_t reg, uint32_t mask, bool write) {
+  uint64_t addresses[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (has(mask, lane)) addresses[lane] = address_of(w, i, reg, lane);
+  }
+  count_access(w, static_cast<Space>(i.imm[0]), addresses, mask, i.imm[1] * i.imm[2], write);
+}
+
+// Operands: address, then the values.
+void ld(Warp& w, const Inst& i, uint32_t mask) {
+  const int32_t* o = operands(w, i);
+  const int bytes = i.imm[1], count = i.imm[2];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint8_t* from =
+        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, false, i.imm[4] & 8);
+    uint8_t copy[64];
+    std::memcpy(copy, from, bytes * count);
+    for (int e = 0; e < count; ++e) {
+      if (o[1 + e] >= 0) put_element(w, i, o[1 + e], lane, copy + e * bytes);
+    }
+  }
+}
+
+void ld_counted(Warp& w, const Inst& i, uint32_t mask) {
+  count_all(w, i, operands(w, i)[0], mask, false);
+  ld(w, i, mask);
+}
+
+void st(Warp& w, const Inst& i, uint32_t mask) {
+  const int32_t* o = operands(w, i);
+  const int bytes = i.imm[1], count = i.imm[2];
+  count_all(w, i, o[0], mask, true);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    uint8_t data[64];
+    for (int e = 0; e < count; ++e) {
+      const bool wide = bytes == 8 || (i.imm[4] & 4);
+      const uint64_t value = wide ? get<uint64_t>(w, o[1 + e], lane) : get<uint32_t>(w, o[1 + e], lane);
+      std::memcpy(data + e * bytes, &value, bytes);
+    }
+    w.block->machine->storing = data;
+    uint8_t* to =
+        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, true, i.imm[4] & 8);
+    w.block->machine->storing = nullptr;
+    std::memcpy(to, data, bytes * count);
+  }
+}
+
+enum AtomicOp { kAdd, kMin, kMax, kExch, kCas, kAnd, kOr, kXor, kInc, kDec };
+
+template <class T>
+T integer_atomic(int op, T old, T b, T c) {
+  switch (op) {
+    case kAdd:
+      return old + b;
+    case kMin:
+      return std::min(old, b);
+    case kMax:
+      return std::max(old, b);
+    case kExch:
+      return b;
+    case kCas:
+      return old == b ? c : old;
+    case kAnd:
+      return old & b;
+    case kOr:
+      return old | b;
+    case kXor:
+      return old ^ b;
+    case kInc:
+      return old >= b ? 0 : old + 1;
+    default:
+      return old == 0 || old > b ? b : old - 1;
+  }
+}
+
+template <class T>
+T float_atomic(int op, T old, T b) {
+  return op == kAdd ? old + b : b;
+}
+
+uint32_t pair_add(uint32_t a, uint32_t b, bool half) {
+  const auto one = [&](uint16_t x, uint16_t y) -> uint32_t {
+    const long double sum = half
+                                ? static_cast<long double>(decode_half(x)) + decode_half(y)
+                                : to_odd([&] { return static_cast<long double>(decode_bfloat(x)) + decode_bfloat(y); });
+    const Format& f = half ? kHalf : kBfloat;
+    return encode16(f, round_to(f, sum, kNearest));
+  };
+  return one(a, b) | one(a >> 16, b >> 16) << 16;
+}
+
+// Operands: the old value or -1, address, b, and c of cas. imm: as ld's, [5] the operation.
+template <class T, auto kFunction>
+void atom(Warp& w, const Inst& i, uint32_t mask) {
+  const int32_t* o = operands(w, i);
+  const Space space = static_cast<Space>(i.imm[0]);
+  ++w.block->machine->counts.atomics;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint64_t address = address_of(w, i, o[1], lane);
+    access(w, lane, space, address, sizeof(T), false, true);
+    uint8_t* at = access(w, lane, space, address, sizeof(T), true, true);
+    T old;
+    std::memcpy(&old, at, sizeof(T));
+    const T value = kFunction(i.imm[5], old, get<T>(w, o[2], lane), i.count > 3 ? get<T>(w, o[3], lane) : T{});
+    std::memcpy(at, &value, sizeof(T));
+    if (o[0] >= 0) set<T>(w, o[0], lane, old);
+  }
+}
+
+template <class T>
+T integer_function(int op, T old, T b, T c) {
+  return integer_atomic(op, old, b, c);
+}
+template <class T>
+T float_function(int op, T old, T b, T) {
+  return float_atomic(op, old, b);
+}
+uint32_t half_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, true); }
+uint32_t bfloat_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, false); }
+uint16_t half_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, true) & 0xffff; }
+uint16_t bfloat_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, false) & 0xffff; }
+
+// imm: [0] what is added to make a window's address generic, or taken away.
+void cvta(Warp& w, const Inst& i, uint32_t mask) {
+  const int32_t* o = operands(w, i);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (has(mask, lane)) set<uint64_t>(w, o[0], lane, get<uint64_t>(w, o[1], lane) + i.imm[0]);
+  }
+}
+
+// isspacep: imm[0] the window, 0 for global.
+void isspacep(Warp& w, const Inst& i, uint32_t mask) {
+  const int32_t* o = operands(w, i);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint64_t a = get<uint64_t>(w, o[1], lane), window = i.imm[0];
+    const bool is = window ? a >= window && a < window + kWindowSize : a < kSharedWindow;
+    uint32_t& d = predicate(w, o[0]);
+    d = (d & ~(1u << lane)) | static_cast<uint32_t>(is) << lane;
+  }
+}
+
+const bool registered = [] {
+  add("ld", ld_counted), add("ld.param", ld), add("st", st);
+  add("atom.u32", atom<uint32_t, integer_function<uint32_t>>);
+  add("atom.s32", atom<int32_t, integer_function<int32_t>>);
+  add("atom.u64", atom<uint64_t, integer_function<uint64_t>>);
+  add("atom.s64", atom<int64_t, integer_function<int64_t>>);
+  add("atom.u16", atom<uint16_t, integer_function<uint16_t>>);
+  add("atom.f32", atom<float, float_function<float>>);
+  add("atom.f64", atom<double, float_function<double>>);
+  add("atom.f16x2", atom<uint32_t, half_pair>), add("atom.bf16x2", atom<uint32_t, bfloat_pair>);
+  add("atom.f16", atom<uint16_t, half_one>), add("atom.bf16", atom<uint16_t, bfloat_one>);
+  add("cvta", cvta), add("isspacep", isspacep);
+  add("nop", [](Warp&, const Inst&, uint32_t) {});
+  return true;
+}();
+
+}  // namespace
+}  // namespace emu

@@ -1,0 +1,181 @@
+// The state of a launch: blocks, warps, lanes, and what handlers may do with them.
+#pragma once
+
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "program.h"
+
+namespace emu {
+
+struct Machine;
+struct Block;
+
+// Thrown by handlers; launch() turns it into the caller's Fault.
+struct FaultError {
+  FaultKind kind;
+  int lane;
+  std::string text;
+};
+
+enum class Lane : uint8_t { run, at_barrier, at_sync, exited };
+
+// A cp.async that has not landed: nothing reads it before its thread has waited for its group.
+struct PendingCopy {
+  int lane;
+  uint32_t group;
+  uint32_t shared;
+  uint64_t global;
+  uint32_t bytes, source_bytes;
+};
+
+struct Warp {
+  Block* block;
+  int index;
+  std::vector<uint8_t> storage;
+  uint8_t* registers;
+  std::vector<uint8_t> local;  // [lane][local_bytes]
+  int32_t pc[kLanes];
+  Lane state[kLanes];
+  int32_t barrier[kLanes];      // the barrier that an at_barrier lane waits at
+  uint32_t live;                // lanes that have not exited
+  uint32_t sync_epoch = 1;      // counts the warp's own synchronisations
+  std::vector<uint32_t> clock;  // of every warp of the block: what has happened before this one's next access
+  std::vector<PendingCopy> copies;
+  uint32_t copy_group[kLanes] = {};
+  const Inst* current = nullptr;
+
+  int thread(int lane) const { return index * kLanes + lane; }
+};
+
+struct Arrival {
+  Warp* warp;
+  uint32_t lanes;
+  const Inst* inst;
+  uint32_t predicate;
+};
+
+struct Barrier {
+  uint32_t arrived = 0;
+  uint32_t expected = 0;  // 0: every live thread
+  std::vector<uint32_t> clock;
+  std::vector<Arrival> arrivals;
+};
+
+// Who touched four bytes of shared memory, which of them, and when.
+struct Touch {
+  uint32_t clock = 0;  // the warp's own; 0: nobody
+  uint32_t sync = 0;
+  int16_t lane = -1;  // -2: several
+  uint8_t bytes = 0;
+  bool atomic = false;
+};
+
+struct Cell {
+  Touch write;
+  int32_t warp = -1;  // that wrote
+};
+
+// What has happened before a block's next access to global memory: by other blocks, up to which of their clocks.
+struct History {
+  std::unordered_map<uint32_t, uint32_t> blocks;
+
+  void join(const History& other) {
+    for (const auto& [block, clock] : other.blocks) {
+      uint32_t& mine = blocks[block];
+      if (clock > mine) mine = clock;
+    }
+  }
+};
+
+// Which blocks touched four bytes of global memory. Numbers are the block's plus one; 0: none.
+struct GlobalCell {
+  uint32_t writer = 0, write_clock = 0, reader = 0, read_clock = 0;
+  uint8_t written = 0, read = 0;
+};
+
+struct Block {
+  Machine* machine;
+  uint32_t number = 0;
+  uint32_t clock = 1;
+  History history;
+  uint32_t id[3];
+  std::vector<uint8_t> shared;
+  std::vector<uint8_t> written;                                  // per byte of shared memory
+  std::vector<Cell> cells;                                       // per four bytes
+  std::vector<Touch> reads;                                      // [cell][warp]
+  std::unordered_map<uint64_t, std::vector<uint32_t>> releases;  // by the address of an atomic: warps' clocks
+  std::vector<uint8_t> pending;                                  // per byte: how many cp.async to it have not landed
+  std::vector<Warp> warps;
+  std::map<int, Barrier> barriers;
+};
+
+struct Machine {
+  std::vector<std::vector<GlobalCell>> global;     // per buffer that may be written
+  std::unordered_map<uint64_t, History> releases;  // by the address of an atomic
+  Program program;
+  Launch launch;
+  Counts counts{};
+  std::vector<std::string> warnings;
+  std::vector<uint8_t> warned;  // per instruction
+  const Buffer* last_buffer = nullptr;
+  const uint8_t* storing = nullptr;  // what a st is about to write, if it is one
+  uint64_t random_state;
+
+  uint32_t random();
+  void warn(const Warp& warp, int lane, const std::string& text);
+};
+
+using Handler = void (*)(Warp&, const Inst&, uint32_t mask);
+
+enum class Kind : uint8_t { plain, sync, branch, indirect, exit, barrier };
+
+struct HandlerEntry {
+  Handler run;
+  Kind kind;
+};
+
+// Handlers put themselves into the table, by name.
+void add(const std::string& name, Handler run, Kind kind = Kind::plain);
+const HandlerEntry& handler(int index);
+
+// Registers. Up to 32 bits lie in 32-bit lanes, 64 bits in 64-bit lanes, a predicate is one mask.
+template <class T>
+T get(const Warp& w, int32_t offset, int lane) {
+  T value;
+  std::memcpy(&value, w.registers + offset + lane * (sizeof(T) == 8 ? 8 : 4), sizeof(T));
+  return value;
+}
+
+template <class T>
+void set(Warp& w, int32_t offset, int lane, T value) {
+  uint8_t* to = w.registers + offset + lane * (sizeof(T) == 8 ? 8 : 4);
+  if (sizeof(T) < 4) std::memset(to, 0, 4);
+  std::memcpy(to, &value, sizeof(T));
+}
+
+inline uint32_t& predicate(Warp& w, int32_t offset) { return *reinterpret_cast<uint32_t*>(w.registers + offset); }
+
+inline const int32_t* operands(const Warp& w, const Inst& i) { return w.block->machine->program.pool + i.operands; }
+
+inline bool has(uint32_t mask, int lane) { return mask >> lane & 1; }
+
+[[noreturn]] void fault(FaultKind kind, int lane, const char* format, ...) __attribute__((format(printf, 3, 4)));
+
+// memory.cpp: checked access. `bytes` at an address of a state space, for one lane.
+enum class Space { generic, global, shared, local, param };
+uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, bool write, bool atomic = false);
+void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write);
+void count_rows(Warp& w, const uint32_t* addresses, int rows);  // ldmatrix: eight 16-byte rows a wavefront
+inline const char* verb(bool write) { return write ? "write" : "read"; }
+
+// races.cpp: who touched what, and whether that was ordered.
+void touch_shared(Warp& w, int lane, uint32_t address, int bytes, bool write, bool atomic);
+void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, bool write, bool atomic);
+void synchronise_warps(Warp& w, uint64_t address);
+
+}  // namespace emu

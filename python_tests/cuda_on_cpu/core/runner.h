@@ -1,0 +1,252 @@
+// Runs the warps of one block: which lanes go together, and who waits for whom.
+#pragma once
+
+#include <algorithm>
+
+#include "machine.h"
+
+namespace emu {
+
+extern "C" int emu_handler(const char* name);
+
+constexpr int kAligned = -1;  // imm[5] of a sync instruction: every live lane takes part
+
+class Runner {
+ public:
+  Runner(Machine& machine, Block& block) : m_(machine), block_(block) {}
+
+  // Runs a warp for at most `quantum` instructions; whether it did anything.
+  bool run(Warp& w, uint64_t quantum) {
+    bool progress = false;
+    while (quantum-- > 0) {
+      const uint32_t group = pick(w);
+      if (group == 0) break;
+      progress |= step(w, group);
+      if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(w, group);
+    }
+    return progress;
+  }
+
+  bool live() const {
+    return std::any_of(block_.warps.begin(), block_.warps.end(), [](const Warp& w) { return w.live != 0; });
+  }
+
+  // Nobody can move: says who waits for what.
+  [[noreturn]] void stuck() {
+    std::string text;
+    bool at_barrier = false;
+    int first = -1;
+    for (const Warp& w : block_.warps) {
+      for (int lane = 0; lane < kLanes && text.size() < 300; ++lane) {
+        if (!has(w.live, lane) || w.state[lane] == Lane::run) continue;
+        const bool parked = w.state[lane] == Lane::at_sync;
+        at_barrier |= parked && handler(inst(w.pc[lane]).handler).kind == Kind::barrier;
+        if (lane > 0 && has(w.live, lane - 1) && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane]) {
+          continue;
+        }
+        if (first < 0) first = w.thread(lane), m_last_ = w.pc[lane] - (parked ? 0 : 1);
+        text += "; from thread " + std::to_string(w.thread(lane)) + " on: ";
+        text += parked ? "waits for other lanes of its warp" : "waits at barrier " + std::to_string(w.barrier[lane]);
+        text += " {inst " + std::to_string(w.pc[lane] - (parked ? 0 : 1)) + "}";
+      }
+    }
+    for (Warp& w : block_.warps) w.current = &inst(std::max(m_last_, 0));
+    throw FaultError{at_barrier ? kBarrierDivergence : kHang, first % kLanes, "nobody can go on" + text};
+  }
+
+ private:
+  const Inst& inst(int pc) const { return m_.program.insts[pc]; }
+
+  uint32_t pick(const Warp& w) {
+    int lowest = INT32_MAX, wanted = -1;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (w.state[lane] == Lane::run) lowest = std::min(lowest, w.pc[lane]);
+    }
+    if (m_.launch.seed != 0 && m_.random() % 8 == 0) {
+      const int lane = m_.random() % kLanes;
+      if (w.state[lane] == Lane::run) wanted = w.pc[lane];
+    }
+    const int pc = wanted >= 0 ? wanted : lowest;
+    uint32_t group = 0;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      group |= static_cast<uint32_t>(w.state[lane] == Lane::run && w.pc[lane] == pc) << lane;
+    }
+    return group;
+  }
+
+  void count(uint32_t mask) {
+    ++m_.counts.warp_instructions;
+    m_.counts.thread_instructions += __builtin_popcount(mask);
+  }
+
+  static void advance(Warp& w, uint32_t lanes) {
+    for (int lane = 0; lane < kLanes; ++lane) w.pc[lane] += has(lanes, lane);
+  }
+
+  bool step(Warp& w, uint32_t group) {
+    const Inst& i = inst(w.pc[__builtin_ctz(group)]);
+    const HandlerEntry& entry = handler(i.handler);
+    w.current = &i;
+    uint32_t mask = group;
+    if (i.guard >= 0) mask &= predicate(w, i.guard) ^ (i.negate ? ~0u : 0);
+    if (entry.kind == Kind::sync || entry.kind == Kind::barrier) return together(w, i, entry, group, mask);
+    count(mask);
+    switch (entry.kind) {
+      case Kind::branch:
+        for (int lane = 0; lane < kLanes; ++lane) {
+          if (has(group, lane)) w.pc[lane] = has(mask, lane) ? i.target : w.pc[lane] + 1;
+        }
+        return true;
+      case Kind::indirect: {
+        const int32_t* o = operands(w, i);  // operand 0: an index into the rest of the targets, or a pc itself
+        for (int lane = 0; lane < kLanes; ++lane) {
+          if (!has(group, lane)) continue;
+          const uint32_t value = get<uint32_t>(w, o[0], lane);
+          if (i.count > 1 && has(mask, lane) && value >= static_cast<uint32_t>(i.count - 1)) {
+            fault(kInvalid, lane, "brx.idx of %u with %d targets", value, i.count - 1);
+          }
+          const int to = i.count > 1 ? o[1 + value * has(mask, lane)] : static_cast<int>(value);
+          w.pc[lane] = has(mask, lane) ? to : w.pc[lane] + 1;
+        }
+        return true;
+      }
+      case Kind::exit:
+        advance(w, group);
+        leave(w, mask);
+        return true;
+      default:
+        if (mask) entry.run(w, i, mask);
+        advance(w, group);
+        return true;
+    }
+  }
+
+  void leave(Warp& w, uint32_t mask) {
+    if (!mask) return;
+    w.live &= ~mask;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (has(mask, lane)) w.state[lane] = Lane::exited;
+      // Those who waited for a lane that has left look again.
+      if (w.state[lane] == Lane::at_sync) w.state[lane] = Lane::run;
+    }
+    for (auto& [id, barrier] : block_.barriers) release_if_full(id, barrier);
+  }
+
+  // Lanes wait until all that the member mask names are here.
+  bool together(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t group, uint32_t mask) {
+    advance(w, group & ~mask);
+    if (!mask) {
+      count(0);
+      return true;
+    }
+    const bool aligned = i.imm[5] == kAligned;
+    const int32_t* o = operands(w, i);
+    const uint32_t members = aligned ? ~0u : get<uint32_t>(w, o[i.imm[5]], __builtin_ctz(mask));
+    for (int lane = 0; lane < kLanes && !aligned; ++lane) {
+      if (!has(mask, lane)) continue;
+      const uint32_t own = get<uint32_t>(w, o[i.imm[5]], lane);
+      if (!has(own, lane)) fault(kInvalid, lane, "a lane is not in its own member mask");
+      if (own != members) mask &= ~(1u << lane);  // of another sub-warp: its turn comes
+    }
+    uint32_t here = mask;
+    static const int warp_barrier = emu_handler("bar.warp");
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (w.state[lane] != Lane::at_sync) continue;
+      const Inst& other = inst(w.pc[lane]);
+      const bool same = &other == &i || (i.handler == warp_barrier && other.handler == warp_barrier);
+      here |= static_cast<uint32_t>(same) << lane;
+    }
+    const bool free_barrier = entry.kind == Kind::barrier && !aligned;
+    if ((members & w.live & ~here) && !free_barrier) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (has(mask, lane)) w.state[lane] = Lane::at_sync;
+      }
+      return true;
+    }
+    here &= members;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (has(here, lane)) w.state[lane] = Lane::run;
+    }
+    count(here);
+    advance(w, here);
+    if (entry.kind == Kind::barrier) {
+      arrive(w, i, here);
+    } else {
+      entry.run(w, i, here);
+    }
+    return true;
+  }
+
+  enum Mode { kSync, kArrive, kPopc, kAnd, kOr };
+
+  // Operands: id, threads or -1, and of a reduction the result and the predicate. imm: [0] Mode, [1] negated.
+  void arrive(Warp& w, const Inst& i, uint32_t lanes) {
+    const int32_t* o = operands(w, i);
+    const int first = __builtin_ctz(lanes);
+    const int id = get<uint32_t>(w, o[0], first);
+    if (id < 0 || id > 15) fault(kInvalid, first, "barrier %d: there are 16", id);
+    Barrier& b = block_.barriers[id];
+    const uint32_t expected = o[1] >= 0 ? get<uint32_t>(w, o[1], first) : 0;
+    if (expected % kLanes) fault(kInvalid, first, "barrier %d for %u threads: not whole warps", id, expected);
+    if (b.arrived && b.expected != expected) {
+      fault(kInvalid, first, "barrier %d is for %u threads here, for %u elsewhere", id, expected, b.expected);
+    }
+    b.expected = expected;
+    b.arrived += __builtin_popcount(lanes);
+    b.clock.resize(block_.warps.size());
+    for (size_t v = 0; v < b.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
+    if (i.imm[0] == kArrive) {
+      ++w.clock[w.index];
+    } else {
+      const uint32_t p = i.imm[0] >= kPopc ? predicate(w, o[3]) ^ (i.imm[1] ? ~0u : 0) : 0;
+      b.arrivals.push_back({&w, lanes, &i, p});
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (has(lanes, lane)) w.state[lane] = Lane::at_barrier, w.barrier[lane] = id;
+      }
+    }
+    release_if_full(id, b);
+  }
+
+  void release_if_full(int, Barrier& b) {
+    uint32_t expected = b.expected;
+    for (const Warp& w : block_.warps) expected += b.expected == 0 ? __builtin_popcount(w.live) : 0;
+    if (b.arrived == 0 || b.arrived < expected) return;
+    ++m_.counts.barriers;
+    uint32_t yes = 0, all = 0;
+    for (const Arrival& a : b.arrivals) {
+      yes += __builtin_popcount(a.predicate & a.lanes), all += __builtin_popcount(a.lanes);
+    }
+    for (const Arrival& a : b.arrivals) finish(a, b, yes, all);
+    b = Barrier{};
+  }
+
+  void finish(const Arrival& a, const Barrier& b, uint32_t yes, uint32_t all) {
+    Warp& w = *a.warp;
+    for (size_t v = 0; v < b.clock.size(); ++v) w.clock[v] = std::max(w.clock[v], b.clock[v]);
+    ++w.clock[w.index];
+    ++w.sync_epoch;
+    const int32_t* o = operands(w, *a.inst);
+    const int64_t mode = a.inst->imm[0];
+    if (mode == kAnd || mode == kOr) {
+      const bool result = mode == kAnd ? yes == all : yes != 0;
+      uint32_t& d = predicate(w, o[2]);
+      d = (d & ~a.lanes) | (result ? a.lanes : 0);
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (!has(a.lanes, lane)) continue;
+      if (mode == kPopc) set<uint32_t>(w, o[2], lane, yes);
+      w.state[lane] = Lane::run;
+    }
+  }
+
+  [[noreturn]] void hung(Warp& w, uint32_t group) {
+    fault(kHang, __builtin_ctz(group), "still running after %llu warp instructions of thread %d and others",
+          static_cast<unsigned long long>(m_.counts.warp_instructions), w.thread(__builtin_ctz(group)));
+  }
+
+  Machine& m_;
+  Block& block_;
+  int m_last_ = -1;
+};
+
+}  // namespace emu

@@ -1,0 +1,227 @@
+"""``emulate(ptx)[grid, block, shared](*tensors)``: runs one kernel of a PTX module on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import struct
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from .build import core
+from .errors import BY_KIND, BadLaunch, Unsupported
+from .limits import check_limits
+from .lower import Lowering
+from .parse import SIZES, Module, Variable, parse
+from .structs import COUNTS, Buffer, Counts, Fault, Init, Inst, Launch, Program
+
+
+class Const(NamedTuple):
+    """An input that the kernel must not write."""
+
+    tensor: torch.Tensor
+
+
+@dataclass
+class Report:
+    """What a launch did. ``counts`` are counts: nothing here is a time."""
+
+    counts: dict[str, int]
+    warnings: list[str] = field(default_factory=list)
+
+
+class Loaded:
+    """A module with its .global and .const variables in memory."""
+
+    def __init__(self, module: Module):
+        self.module = module
+        self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        for variable in module.variables.values():
+            if variable.space in ("global", "const"):
+                size = variable.size + 16
+                self.memory[variable.name] = ctypes.create_string_buffer(size)
+        for name, memory in self.memory.items():
+            data = self.initial(module.variables[name])
+            ctypes.memmove(self.address(name), data, min(len(data), len(memory)))
+
+    def address(self, name: str) -> int:
+        start = ctypes.addressof(self.memory[name])
+        return -(-start // 16) * 16
+
+    def initial(self, variable: Variable) -> bytes:
+        out = b""
+        size = SIZES[variable.element]
+        for text in variable.data:
+            if re.fullmatch(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}", text):
+                value = int(text[2:], 16)
+            elif re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)", text):
+                value = int(text, 0)
+            elif text in self.memory:
+                value = self.address(text)
+            else:
+                raise Unsupported(f"initial value {text} of {variable.name}")
+            out += (value & (256**size - 1)).to_bytes(size, "little")
+        return out
+
+
+class Kernel:
+    """One entry of a module; ``kernel[grid, block, dynamic_shared](*args, seed=0)`` launches it."""
+
+    def __init__(self, loaded: Loaded, name: str, target: str):
+        self.name, self.loaded, self.target = name, loaded, target
+        self.entry = loaded.module.functions[name]
+        addresses = {variable: loaded.address(variable) for variable in loaded.memory}
+        self.lowering = Lowering(loaded.module, self.entry, addresses)
+        self._program = self._encode()
+
+    def _encode(self) -> Program:
+        low = self.lowering
+        pool: list[int] = []
+        self._insts = (Inst * len(low.instructions))()
+        for out, one, target in zip(self._insts, low.instructions, low.targets, strict=True):
+            immediates = (ctypes.c_int64 * 6)(*one.immediates)
+            first, count = len(pool), len(one.operands)
+            pool += one.operands
+            out.handler, out.guard, out.negate = one.handler, one.guard, one.negate
+            out.operands, out.count, out.target, out.imm = first, count, target, immediates
+        self._pool = (ctypes.c_int32 * max(len(pool), 1))(*pool)
+        self._inits = (Init * max(len(low.inits), 1))(*low.inits)
+        return Program(
+            self._insts,
+            len(low.instructions),
+            self._pool,
+            self._inits,
+            len(low.inits),
+            low.register_bytes,
+            low.static_shared,
+            -(-low.local_bytes // 16) * 16,
+        )
+
+    def __getitem__(self, configuration):
+        grid, block, *rest = configuration
+        shared = rest[0] if rest else 0
+        return lambda *args, **options: self.launch(grid, block, args, shared, **options)
+
+    def launch(
+        self, grid, block, args, dynamic_shared=0, *, seed=0, resident=16, max_steps=200_000_000
+    ) -> Report:
+        """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
+
+        ``seed``: 0 runs warps and blocks in order, others interleave them at random.
+        ``resident``: blocks in flight.
+        """
+        grid, block = _three(grid, "grid"), _three(block, "block")
+        check_limits(
+            self.target,
+            self.entry.directives,
+            grid,
+            block,
+            self.lowering.static_shared,
+            dynamic_shared,
+        )
+        params, buffers = self._arguments(args)
+        array = (Buffer * max(len(buffers), 1))(*buffers)
+        launch = Launch(
+            grid,
+            block,
+            dynamic_shared,
+            array,
+            len(buffers),
+            params,
+            len(params),
+            seed,
+            resident,
+            max_steps,
+        )
+        counts, fault = Counts(), Fault()
+        core().emu_launch(
+            ctypes.byref(self._program),
+            ctypes.byref(launch),
+            ctypes.byref(counts),
+            ctypes.byref(fault),
+        )
+        if fault.kind:
+            where = self._where(fault.inst, tuple(fault.block), fault.thread, block)
+            raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
+        report = Report({name: getattr(counts, name) for name in COUNTS})
+        for line in core().emu_warnings().decode().splitlines():
+            inst, place, thread, text = line.split("\t")
+            at = tuple(int(i) for i in place.split(","))
+            report.warnings.append(text + self._where(int(inst), at, int(thread), block))
+        return report
+
+    def _arguments(self, args) -> tuple[bytes, list[Buffer]]:
+        variables = self.entry.params
+        if len(args) != len(variables):
+            raise BadLaunch(f"{self.name} takes {len(variables)} arguments, got {len(args)}")
+        params = bytearray(self.lowering.param_bytes)
+        buffers = [
+            Buffer(self.loaded.address(name), self.loaded.module.variables[name].size)
+            for name in self.loaded.memory
+        ]
+        for variable, offset, value in zip(
+            variables, self.lowering.param_offsets, args, strict=True
+        ):
+            packed = self._pack(variable, value, buffers)
+            params[offset : offset + variable.size] = packed
+        return bytes(params), buffers
+
+    def _pack(self, variable: Variable, value, buffers: list[Buffer]) -> bytes:
+        read_only = isinstance(value, Const)
+        tensor = value.tensor if read_only else value
+        if isinstance(tensor, torch.Tensor):
+            storage = tensor.untyped_storage()
+            extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only)
+            # The same memory given twice, once as const: writing through the other name is right.
+            same = [b for b in buffers if b.base == extent.base and b.size == extent.size]
+            for other in same:
+                other.read_only = other.read_only and read_only
+            if not same and extent.size:
+                buffers.append(extent)
+            return struct.pack("<Q", tensor.data_ptr())
+        if value is None:
+            return bytes(variable.size)
+        if isinstance(value, bytes):
+            return value.ljust(variable.size, b"\0")
+        if isinstance(value, float):
+            return struct.pack({4: "<f", 8: "<d"}[variable.size], value)
+        return (int(value) & (256**variable.size - 1)).to_bytes(variable.size, "little")
+
+    def _line(self, inst: int) -> str:
+        one = self.lowering.instructions[inst]
+        source = f", {one.source[0].rsplit('/', 1)[-1]}:{one.source[1]}" if one.source else ""
+        return f"PTX line {one.line}{source}: {one.text}"
+
+    def _with_lines(self, text: str) -> str:
+        return re.sub(r"\{inst (\d+)\}", lambda m: f"({self._line(int(m[1]))})", text)
+
+    def _where(self, inst: int, block_id, thread: int, block) -> str:
+        x, y = thread % block[0], thread // block[0] % block[1]
+        lane = (x, y, thread // block[0] // block[1])
+        return f" [block {block_id}, thread {lane}, {self._line(inst)}]"
+
+
+def _three(value, name: str) -> tuple[int, int, int]:
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    if not 1 <= len(numbers) <= 3:
+        raise BadLaunch(f"{name} must have one to three numbers, got {numbers}")
+    return (*numbers, *[1] * (3 - len(numbers)))
+
+
+def emulate(ptx: str, name: str | None = None) -> Kernel:
+    """A kernel of a PTX module; ``name`` may be left out where there is one.
+
+    Raises:
+        Unsupported: for an instruction, type or modifier that the emulator does not know.
+    """
+    module = parse(ptx)
+    entries = [function.name for function in module.functions.values() if function.is_entry]
+    if name is None:
+        if len(entries) != 1:
+            raise ValueError(f"name must be one of {', '.join(entries)}")
+        name = entries[0]
+    if name not in entries:
+        raise ValueError(f"name must be one of {', '.join(entries)}, got {name}")
+    return Kernel(Loaded(module), name, module.target)

@@ -1,0 +1,65 @@
+"""What the emulator found wrong, one class per kind."""
+
+from __future__ import annotations
+
+
+class EmulationError(RuntimeError):
+    """Something that a GPU would do wrong, or silently; names block, thread and line."""
+
+
+class OutOfBounds(EmulationError):
+    pass
+
+
+class Misaligned(EmulationError):
+    pass
+
+
+class ReadOnly(EmulationError):
+    """A write to an input that the caller declared const."""
+
+
+class SharedRace(EmulationError):
+    pass
+
+
+class GlobalRace(EmulationError):
+    """Blocks that touch the same global memory, one writing, with no atomic between them."""
+
+
+class BarrierDivergence(EmulationError):
+    pass
+
+
+class Hang(EmulationError):
+    pass
+
+
+class Trap(EmulationError):
+    pass
+
+
+class BadLaunch(EmulationError):
+    """More threads, shared memory or blocks than the architecture allows, or wrong arguments."""
+
+
+class Unsupported(EmulationError):
+    """PTX that the emulator does not know: it never guesses."""
+
+
+class Invalid(EmulationError):
+    """An operand that PTX forbids."""
+
+
+BY_KIND = {
+    1: OutOfBounds,
+    2: Misaligned,
+    3: ReadOnly,
+    4: SharedRace,
+    5: BarrierDivergence,
+    6: Hang,
+    7: Trap,
+    8: Unsupported,
+    9: Invalid,
+    10: GlobalRace,
+}

@@ -1,0 +1,48 @@
+"""What an architecture allows a launch."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from .errors import BadLaunch
+
+
+class Limits(NamedTuple):
+    """What one block may have. Shared memory in bytes, static plus dynamic."""
+
+    shared: int
+    static_shared: int = 48 * 1024
+    threads: int = 1024
+
+
+# CUDA C++ programming guide, technical specifications per compute capability.
+LIMITS = {
+    "sm_75": Limits(64 * 1024),
+    "sm_80": Limits(163 * 1024),
+    "sm_86": Limits(99 * 1024),
+    "sm_89": Limits(99 * 1024),
+    "sm_90": Limits(227 * 1024),
+    "sm_100": Limits(227 * 1024),
+}
+
+
+def check_limits(target, directives, grid, block, static, dynamic_shared) -> None:
+    """Raises BadLaunch for a launch that the architecture, or the kernel's own bounds, forbid."""
+    limits = next((v for k, v in LIMITS.items() if target.rstrip("af") == k), LIMITS["sm_80"])
+    threads = block[0] * block[1] * block[2]
+    if not 0 < threads <= limits.threads or min(block) < 1 or block[2] > 64:
+        raise BadLaunch(f"a block of {block} threads; at most {limits.threads}, 64 in z")
+    wanted = re.search(r"\.(maxntid|reqntid)\s+([\d, ]+)", directives)
+    if wanted:
+        declared = [int(n) for n in wanted[2].replace(" ", "").split(",") if n]
+        most = declared[0] * (declared[1:] or [1])[0] * (declared[2:] or [1])[0]
+        if threads > most or (wanted[1] == "reqntid" and threads != most):
+            raise BadLaunch(f"a block of {threads} threads; the kernel declares {wanted[0]}")
+    if min(grid) < 1 or grid[0] > 2**31 - 1 or max(grid[1:]) > 65535:
+        raise BadLaunch(f"a grid of {grid} blocks; at most 2^31 - 1, 65535 and 65535, at least 1")
+    if static > limits.static_shared or static + dynamic_shared > limits.shared:
+        raise BadLaunch(
+            f"{static} bytes of static and {dynamic_shared} of dynamic shared memory; "
+            f"{target} allows {limits.static_shared} and {limits.shared} in all"
+        )

@@ -1,0 +1,225 @@
+"""PTX text as modules of functions, variables and statements. Knows syntax, no instruction."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from dataclasses import dataclass, field
+
+from .errors import Unsupported
+
+SIZES = {
+    **dict.fromkeys(("b8", "u8", "s8", "e4m3", "e5m2"), 1),
+    **dict.fromkeys(("b16", "u16", "s16", "f16", "bf16"), 2),
+    **dict.fromkeys(("b32", "u32", "s32", "f32", "f16x2", "bf16x2", "tf32"), 4),
+    **dict.fromkeys(("b64", "u64", "s64", "f64"), 8),
+    "b128": 16,
+    "pred": 0,
+}
+
+
+@dataclass
+class Variable:
+    """A .global, .const, .shared, .local or .param variable."""
+
+    name: str
+    space: str
+    alignment: int
+    size: int  # bytes; 0 for an extern array
+    data: list[str] = field(default_factory=list)
+    element: str = "b8"
+
+
+@dataclass
+class Statement:
+    """An instruction, a label ("name:"), "{", "}" or a declaration, and where it stands."""
+
+    text: str
+    line: int
+    source: tuple[str, int] | None = None
+
+
+@dataclass
+class Function:
+    name: str
+    is_entry: bool
+    params: list[Variable]
+    results: list[Variable]
+    body: list[Statement]
+    directives: str = ""
+
+
+@dataclass
+class Module:
+    functions: dict[str, Function]
+    variables: dict[str, Variable]
+    target: str
+    text: str
+
+
+_VARIABLE = re.compile(
+    r"(?:\.(?:visible|extern|weak|common)\s+)*\.(global|const|shared|local|param)\s+"
+    r"(?:\.align\s+(\d+)\s+)?(?:\.(v2|v4)\s+)?\.(\w+)\s+"
+    r"(?:\.ptr\s*(?:\.(?:global|shared|const|local)\s*)?(?:\.align\s+\d+\s*)?)?"
+    r"([\w$]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$",
+    re.S,
+)
+_LABEL = re.compile(r"([\w$%]+)\s*:(?!:)")
+_TO_LINE_END = re.compile(r"\.(?:version|target|address_size|file|loc|pragma)\b")
+
+
+def parse_variable(text: str, line: int) -> Variable:
+    found = _VARIABLE.match(" ".join(text.split()))
+    if not found:
+        raise Unsupported(f"PTX line {line}: declaration {text!r}")
+    space, alignment, vector, element, name, count, data = found.groups()
+    size = SIZES[element] * {"v2": 2, "v4": 4, None: 1}[vector]
+    total = size if count is None else size * int(count or 0)
+    values = re.findall(r"[^\s,{}]+", data) if data else []
+    return Variable(name, space, int(alignment or size), total, values, element)
+
+
+class _Parser:
+    def __init__(self, text: str):
+        without = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.S)
+        self.text = re.sub(r"//[^\n]*", "", without)
+        self.starts = [0, *(m.end() for m in re.finditer("\n", self.text))]
+        self.position = 0
+        self.files: dict[int, str] = {}
+        self.target = ""
+        self.source: tuple[str, int] | None = None
+
+    def line(self, position: int | None = None) -> int:
+        return bisect.bisect_right(self.starts, self.position if position is None else position)
+
+    def skip_space(self) -> bool:
+        while self.position < len(self.text) and self.text[self.position].isspace():
+            self.position += 1
+        return self.position < len(self.text)
+
+    def take_line(self) -> str:
+        end = self.text.find("\n", self.position)
+        end = len(self.text) if end < 0 else end
+        out, self.position = self.text[self.position : end], end
+        return out
+
+    def take_until(self, stops: str) -> tuple[str, str]:
+        start = self.position
+        while self.text[self.position] not in stops:
+            self.position += 1
+        self.position += 1
+        return self.text[start : self.position - 1], self.text[self.position - 1]
+
+    def skip_block(self) -> None:
+        depth = 0
+        while True:
+            depth += {"{": 1, "}": -1}.get(self.text[self.position], 0)
+            self.position += 1
+            if depth == 0:
+                return
+
+    def directive_line(self) -> bool:
+        if not _TO_LINE_END.match(self.text, self.position):
+            return False
+        words = self.take_line().rstrip(";").split(None, 2)
+        if words[0] == ".file":
+            self.files[int(words[1])] = words[2].split('"')[1]
+        elif words[0] == ".target":
+            self.target = words[1].rstrip(",")
+        elif words[0] == ".loc":
+            line = int(words[2].split()[0])
+            self.source = (self.files.get(int(words[1]), "?"), line) if line else None
+        return True
+
+    def module(self) -> Module:
+        functions: dict[str, Function] = {}
+        variables: dict[str, Variable] = {}
+        whole = self.text
+        while self.skip_space():
+            if self.directive_line():
+                continue
+            if self.text.startswith(".section", self.position):
+                self.position = self.text.index("{", self.position)
+                self.skip_block()
+                continue
+            line = self.line()
+            head = re.compile(r"[^;{]*").match(self.text, self.position)[0]
+            if re.search(r"\.(entry|func)\b", head):
+                text, stop = self.take_until("{;")
+                if stop == "{":
+                    function = self.function(text, line)
+                    functions[function.name] = function
+                continue
+            text, _ = self.take_until(";")
+            if text.strip().startswith((".alias", ".weak .func", ".extern .func")):
+                continue
+            variable = parse_variable(text.strip(), line)
+            variables[variable.name] = variable
+        # .file may come last: the names of the sources are filled in when all is read.
+        for function in functions.values():
+            for statement in function.body:
+                if statement.source and statement.source[0] == "?":
+                    statement.source = None
+        return Module(functions, variables, self.target, whole)
+
+    def function(self, head: str, line: int) -> Function:
+        found = re.search(
+            r"\.(entry|func)\s*(?:\((?P<results>[^)]*)\))?\s*(?P<name>[\w$]+)\s*"
+            r"(?:\((?P<params>[^)]*)\))?(?P<rest>.*)",
+            head,
+            re.S,
+        )
+        params, results = (
+            [
+                parse_variable(part.strip(), line)
+                for part in (found[g] or "").split(",")
+                if part.strip()
+            ]
+            for g in ("params", "results")
+        )
+        body = self.body()
+        return Function(
+            found["name"],
+            found[1] == "entry",
+            params,
+            results,
+            body,
+            " ".join(found["rest"].split()),
+        )
+
+    def body(self) -> list[Statement]:
+        out: list[Statement] = []
+        depth = 1
+        self.source = None
+        while self.skip_space():
+            if self.directive_line():
+                continue
+            line = self.line()
+            character = self.text[self.position]
+            if character in "{}":
+                self.position += 1
+                depth += 1 if character == "{" else -1
+                if depth == 0:
+                    return out
+                out.append(Statement(character, line))
+                continue
+            label = _LABEL.match(self.text, self.position)
+            if label:
+                self.position = label.end()
+                out.append(Statement(label[1] + ":", line))
+                continue
+            text, _ = self.take_until(";")
+            out.append(Statement(" ".join(text.split()), line, self.source))
+        raise Unsupported(f"PTX line {self.line()}: a function without its end")
+
+
+def parse(text: str) -> Module:
+    """The functions and variables of a PTX module.
+
+    Raises:
+        Unsupported: for syntax that is not known.
+    """
+    parser = _Parser(text)
+    for number, name in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', parser.text, re.M):
+        parser.files[int(number)] = name
+    return parser.module()

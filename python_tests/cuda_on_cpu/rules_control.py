@@ -1,0 +1,72 @@
+"""Rules for branches, calls and what has no effect here."""
+
+from __future__ import annotations
+
+from .lower import Lowering
+from .registers import LOCAL
+from .rules import rule
+
+
+@rule("bra")
+def bra(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    low.emit("bra", [], target=operands[0])
+
+
+@rule("brx")
+def brx(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    low.emit("bra.indirect", [low.value(operands[0], "b32")], target=f"@table {operands[1]}")
+
+
+@rule("ret", "exit")
+def ret(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if parts[0] == "exit" or low.function.is_entry:
+        low.emit("exit", [])
+    else:
+        low.leave_function()
+
+
+@rule("call")
+def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    results = low.split(operands[0][1:-1]) if operands[0].startswith("(") else []
+    rest = operands[1:] if operands[0].startswith("(") else operands
+    name = rest[0]
+    target = low.module.functions.get(name)
+    if target is None or target.is_entry:
+        raise low.unsupported(f"call of {name}")
+    actual = low.split(rest[1][1:-1]) if len(rest) > 1 else []
+    params, outs = low.formals_of(target)
+    for variable, formal, given in zip(target.params, params, actual, strict=True):
+        copy(low, formal, low.find_memory(given)[1], variable.size)
+    link = low.links.setdefault(name, low.allocate("b32"))
+    low.emit("mov.b32", [link, low.constant(len(low.instructions) + 2, "b32")])
+    low.emit("bra", [], target=name)
+    for variable, formal, given in zip(target.results, outs, results, strict=True):
+        copy(low, low.find_memory(given)[1], formal, variable.size)
+
+
+def copy(low: Lowering, to: int, source: int, size: int) -> None:
+    """Between two places of local memory."""
+    scratch = low.allocate("b64")
+    for offset in range(0, size, 1 if size % 4 else 4):
+        step = 1 if size % 4 else 4
+        at, start = low.constant(to + offset, "b64"), low.constant(source + offset, "b64")
+        low.emit("ld.param", [start, scratch], LOCAL, step, 1, 0, 1)
+        low.emit("st", [at, scratch], LOCAL, step, 1, 0, 1)
+
+
+@rule("trap", "brkpt")
+def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    low.emit("trap", [])
+
+
+@rule(
+    "membar", "fence", "nanosleep", "prefetch", "prefetchu", "discard", "applypriority", "pmevent"
+)
+def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    """Memory is sequentially consistent here, and there are no caches."""
+    low.emit("nop", [])
+
+
+@rule("createpolicy")
+def createpolicy(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    low.emit("mov.b64", [low.value(operands[0], "b64"), low.constant(0, "b64")])
