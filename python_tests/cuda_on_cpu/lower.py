@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from .build import core
-from .errors import Unsupported
+from .labels import Labels
 from .parse import SIZES, Function, Module, Statement, Variable, parse_variable
 from .registers import Registers, Scope
 
@@ -29,7 +29,7 @@ class Instruction:
     scope: int = 0
 
 
-class Lowering(Registers):
+class Lowering(Labels, Registers):
     """Lowers one entry. ``addresses``: where the module's .global and .const variables are."""
 
     def __init__(self, module: Module, entry: Function, addresses: dict[str, int]):
@@ -46,6 +46,7 @@ class Lowering(Registers):
         self.tables: dict[tuple[int, str], list[str]] = {}
         self.formals: dict[str, tuple[list[int], list[int]]] = {}
         self.links: dict[str, int] = {}
+        self.calls: dict[str, set[str]] = {}
         self.entries: dict[str, int] = {}
         self.function = entry
         self.guard, self.negate = -1, False
@@ -68,6 +69,7 @@ class Lowering(Registers):
                 done.add(name)
                 self.lower_function(module.functions[name])
                 pending += [other for other in self.links if other not in done]
+        self.refuse_recursion()
         self.resolve()
 
     # Memory
@@ -241,33 +243,3 @@ class Lowering(Registers):
         if rule is None:
             raise self.unsupported(f"instruction {opcode}")
         rule(self, parts, self.split(rest))
-
-    # Labels
-
-    def find_label(self, scope: int, name: str) -> int:
-        while scope >= 0:
-            if (scope, name) in self.labels:
-                return self.labels[scope, name]
-            scope = self.parents[scope]
-        raise Unsupported(f"label {name}")
-
-    def resolve(self) -> None:
-        self.targets = []
-        for instruction in self.instructions:
-            target = -1
-            if instruction.target is not None and instruction.target in self.entries:
-                target = self.entries[instruction.target]
-            elif instruction.target is not None and instruction.target.startswith("@table "):
-                table = instruction.target.split()[1]
-                names = self.find_table(instruction.scope, table)
-                instruction.operands += [self.find_label(instruction.scope, n) for n in names]
-            elif instruction.target is not None:
-                target = self.find_label(instruction.scope, instruction.target)
-            self.targets.append(target)
-
-    def find_table(self, scope: int, name: str) -> list[str]:
-        while scope >= 0:
-            if (scope, name) in self.tables:
-                return self.tables[scope, name]
-            scope = self.parents[scope]
-        raise Unsupported(f"branch targets {name}")

@@ -37,6 +37,7 @@ def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
     params, outs = low.formals_of(target)
     for variable, formal, given in zip(target.params, params, actual, strict=True):
         copy(low, formal, low.find_memory(given)[1], variable.size)
+    low.calls.setdefault(low.function.name, set()).add(name)
     link = low.links.setdefault(name, low.allocate("b32"))
     low.emit("mov.b32", [link, low.constant(len(low.instructions) + 2, "b32")])
     low.emit("bra", [], target=name)

@@ -71,6 +71,8 @@ void start(Machine& m, Warp& w) {
   w.clock[w.index] = 1;
   const int threads = m.launch.block[0] * m.launch.block[1] * m.launch.block[2];
   w.live = 0;
+  std::fill_n(&w.known[0][0], kLanes * kLanes, 0);
+  for (int lane = 0; lane < kLanes; ++lane) w.known[lane][lane] = 1;
   for (int lane = 0; lane < kLanes; ++lane) {
     w.pc[lane] = 0;
     const bool exists = w.thread(lane) < threads;

@@ -41,10 +41,12 @@ struct Warp {
   std::vector<uint8_t> local;  // [lane][local_bytes]
   int32_t pc[kLanes];
   Lane state[kLanes];
-  int32_t barrier[kLanes];      // the barrier that an at_barrier lane waits at
-  uint32_t live;                // lanes that have not exited
-  uint32_t sync_epoch = 1;      // counts the warp's own synchronisations
-  std::vector<uint32_t> clock;  // of every warp of the block: what has happened before this one's next access
+  int32_t barrier[kLanes];  // the barrier that an at_barrier lane waits at
+  uint32_t live;            // lanes that have not exited
+  uint32_t sync_epoch = 1;  // counts synchronisations of the whole warp
+  uint32_t lane_epoch = 1;
+  uint32_t known[kLanes][kLanes];  // [lane][other]: up to which of its epochs the other lane is known; own: the epoch
+  std::vector<uint32_t> clock;     // of every warp of the block: what has happened before this one's next access
   std::vector<PendingCopy> copies;
   uint32_t copy_group[kLanes] = {};
   const Inst* current = nullptr;
@@ -69,8 +71,9 @@ struct Barrier {
 // Who touched four bytes of shared memory, which of them, and when.
 struct Touch {
   uint32_t clock = 0;  // the warp's own; 0: nobody
-  uint32_t sync = 0;
-  int16_t lane = -1;  // -2: several
+  uint32_t sync = 0;   // the warp's epoch
+  uint32_t epoch = 0;  // the lane's; the least where there are several
+  uint32_t lanes = 0;
   uint8_t bytes = 0;
   bool atomic = false;
 };
@@ -177,5 +180,6 @@ inline const char* verb(bool write) { return write ? "write" : "read"; }
 void touch_shared(Warp& w, int lane, uint32_t address, int bytes, bool write, bool atomic);
 void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, bool write, bool atomic);
 void synchronise_warps(Warp& w, uint64_t address);
+void synchronise_lanes(Warp& w, uint32_t lanes);
 
 }  // namespace emu

@@ -9,14 +9,21 @@ namespace {
 
 bool ordered(const Warp& w, int lane, const Touch& before, int warp) {
   if (before.clock == 0) return true;
-  if (warp == w.index) return before.lane == lane || before.sync != w.sync_epoch;
+  if (warp == w.index) {
+    if (before.sync != w.sync_epoch) return true;
+    for (uint32_t others = before.lanes & ~(1u << lane); others; others &= others - 1) {
+      if (w.known[lane][__builtin_ctz(others)] < before.epoch) return false;
+    }
+    return true;
+  }
   return w.clock[warp] >= before.clock;
 }
 
 [[noreturn]] void race(const Warp& w, int lane, uint32_t address, bool write, const Touch& before, int warp,
                        bool before_write) {
-  const std::string other = before.lane < 0 ? "threads of warp " + std::to_string(warp)
-                                            : "thread " + std::to_string(warp * kLanes + before.lane);
+  const std::string other = (before.lanes & (before.lanes - 1)) != 0
+                                ? "threads of warp " + std::to_string(warp)
+                                : "thread " + std::to_string(warp * kLanes + __builtin_ctz(before.lanes));
   (void)w;
   fault(kSharedRace, lane, "%s of shared memory at %u after a %s by %s, with no synchronisation between", verb(write),
         address, verb(before_write), other.c_str());
@@ -36,9 +43,11 @@ void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, bool write, bo
   if (!write) {
     Touch& mine = reads[w.index];
     const bool again = mine.clock == now && mine.sync == w.sync_epoch;
-    const int16_t who = again && mine.lane != lane ? -2 : static_cast<int16_t>(lane);
+    const uint32_t epoch = w.known[lane][lane];
+    const uint32_t lanes = (again ? mine.lanes : 0) | 1u << lane;
     const uint8_t which = again ? mine.bytes | bytes : bytes;
-    mine = {now, w.sync_epoch, who, which, atomic && (!again || mine.atomic)};
+    mine = {now,   w.sync_epoch, again ? std::min(mine.epoch, epoch) : epoch,
+            lanes, which,        atomic && (!again || mine.atomic)};
     return;
   }
   for (size_t v = 0; v < warps; ++v) {
@@ -46,9 +55,9 @@ void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, bool write, bo
       race(w, lane, index * 4, true, reads[v], v, false);
     }
   }
-  const bool mine = cell.warp == w.index && cell.write.lane == lane && cell.write.clock == now;
+  const bool mine = cell.warp == w.index && cell.write.lanes == 1u << lane && cell.write.clock == now;
   const uint8_t which = mine ? cell.write.bytes | bytes : bytes;
-  cell.write = {now, w.sync_epoch, static_cast<int16_t>(lane), which, atomic};
+  cell.write = {now, w.sync_epoch, w.known[lane][lane], 1u << lane, which, atomic};
   cell.warp = w.index;
 }
 
@@ -68,6 +77,23 @@ bool happened(const Block& b, uint32_t other, uint32_t clock) {
 }
 
 }  // namespace
+
+// What any of these lanes did before is before what each of them does next.
+void synchronise_lanes(Warp& w, uint32_t lanes) {
+  if ((lanes & w.live) == w.live) ++w.sync_epoch;
+  ++w.lane_epoch;
+  uint32_t joined[kLanes] = {};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    for (int other = 0; has(lanes, lane) && other < kLanes; ++other) {
+      joined[other] = std::max(joined[other], w.known[lane][other]);
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(lanes, lane)) continue;
+    std::copy_n(joined, kLanes, w.known[lane]);
+    w.known[lane][lane] = w.lane_epoch;
+  }
+}
 
 // An atomic, volatile or stronger access orders what the block's warps do around it.
 void synchronise_warps(Warp& w, uint64_t address) {

@@ -22,7 +22,7 @@ class Runner {
       const uint32_t group = pick(w);
       if (group == 0) break;
       progress |= step(w, group);
-      if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(w, group);
+      if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(group);
     }
     return progress;
   }
@@ -129,16 +129,13 @@ class Runner {
       // Those who waited for a lane that has left look again.
       if (w.state[lane] == Lane::at_sync) w.state[lane] = Lane::run;
     }
-    for (auto& [id, barrier] : block_.barriers) release_if_full(id, barrier);
+    for (auto& entry : block_.barriers) release_if_full(entry.second);
   }
 
   // Lanes wait until all that the member mask names are here.
   bool together(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t group, uint32_t mask) {
     advance(w, group & ~mask);
-    if (!mask) {
-      count(0);
-      return true;
-    }
+    if (!mask) return count(0), true;
     const bool aligned = i.imm[5] == kAligned;
     const int32_t* o = operands(w, i);
     const uint32_t members = aligned ? ~0u : get<uint32_t>(w, o[i.imm[5]], __builtin_ctz(mask));
@@ -204,10 +201,10 @@ class Runner {
         if (has(lanes, lane)) w.state[lane] = Lane::at_barrier, w.barrier[lane] = id;
       }
     }
-    release_if_full(id, b);
+    release_if_full(b);
   }
 
-  void release_if_full(int, Barrier& b) {
+  void release_if_full(Barrier& b) {
     uint32_t expected = b.expected;
     for (const Warp& w : block_.warps) expected += b.expected == 0 ? __builtin_popcount(w.live) : 0;
     if (b.arrived == 0 || b.arrived < expected) return;
@@ -224,7 +221,7 @@ class Runner {
     Warp& w = *a.warp;
     for (size_t v = 0; v < b.clock.size(); ++v) w.clock[v] = std::max(w.clock[v], b.clock[v]);
     ++w.clock[w.index];
-    ++w.sync_epoch;
+    synchronise_lanes(w, a.lanes);
     const int32_t* o = operands(w, *a.inst);
     const int64_t mode = a.inst->imm[0];
     if (mode == kAnd || mode == kOr) {
@@ -239,9 +236,9 @@ class Runner {
     }
   }
 
-  [[noreturn]] void hung(Warp& w, uint32_t group) {
-    fault(kHang, __builtin_ctz(group), "still running after %llu warp instructions of thread %d and others",
-          static_cast<unsigned long long>(m_.counts.warp_instructions), w.thread(__builtin_ctz(group)));
+  [[noreturn]] void hung(uint32_t group) {
+    fault(kHang, __builtin_ctz(group), "still running after %llu warp instructions",
+          static_cast<unsigned long long>(m_.counts.warp_instructions));
   }
 
   Machine& m_;

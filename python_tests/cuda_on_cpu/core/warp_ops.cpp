@@ -151,7 +151,7 @@ void clock(Warp& w, const Inst& i, uint32_t mask) {
   }
 }
 
-void warp_barrier(Warp& w, const Inst&, uint32_t) { ++w.sync_epoch; }
+void warp_barrier(Warp& w, const Inst&, uint32_t mask) { synchronise_lanes(w, mask); }
 
 const bool registered = [] {
   add("shfl", shfl, Kind::sync), add("vote", vote, Kind::sync), add("elect", elect, Kind::sync);
