@@ -145,7 +145,7 @@ class Kept {
   }
 
  private:
-  static constexpr int64_t kKeptBytes = 48 << 20;  // of a thread
+  static constexpr int64_t kKeptBytes = 32 << 20;  // of a thread: a wave and a panel
 
   static int64_t alignment(int64_t bytes) { return bytes < 2 * kHugePage ? 64 : kHugePage; }
 

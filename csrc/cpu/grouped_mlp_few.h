@@ -19,7 +19,7 @@ __attribute__((always_inline)) inline void load_columns(const float* const* rows
     r[i] = _mm512_castps128_ps512(_mm_loadu_ps(rows[i] + k));
     r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 4] + k), 1);
     r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 8] + k), 2);
-    if (kRows == 16) r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 12 % kRows] + k), 3);
+    if constexpr (kRows == 16) r[i] = _mm512_insertf32x4(r[i], _mm_loadu_ps(rows[i + 12] + k), 3);
   }
   const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
   const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
@@ -31,12 +31,6 @@ __attribute__((always_inline)) inline void load_columns(const float* const* rows
   columns[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
 }
 
-inline __m512 widen(__m256i bits, Half) { return _mm512_cvtph_ps(bits); }
-
-inline __m512 widen(__m256i bits, BFloat16) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 // Eight columns of 16-bit values: transposed as they are, then widened.
 template <int kRows, class W>
 __attribute__((always_inline)) inline void load_columns(const W* const* rows, int64_t k, __m512 columns[8]) {
@@ -45,7 +39,7 @@ __attribute__((always_inline)) inline void load_columns(const W* const* rows, in
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     r[i] = _mm256_castsi128_si256(load(i));
-    if (i + 8 < kRows) r[i] = _mm256_inserti128_si256(r[i], load((i + 8) % kRows), 1);
+    if (i + 8 < kRows) r[i] = _mm256_inserti128_si256(r[i], load(i + 8), 1);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {  // two rows side by side, then four, then eight
@@ -61,10 +55,10 @@ __attribute__((always_inline)) inline void load_columns(const W* const* rows, in
   }
 #pragma GCC unroll 2
   for (int i = 0; i < 8; i += 4) {
-    columns[i] = widen(_mm256_unpacklo_epi64(r[i], r[i + 2]), W{});
-    columns[i + 1] = widen(_mm256_unpackhi_epi64(r[i], r[i + 2]), W{});
-    columns[i + 2] = widen(_mm256_unpacklo_epi64(r[i + 1], r[i + 3]), W{});
-    columns[i + 3] = widen(_mm256_unpackhi_epi64(r[i + 1], r[i + 3]), W{});
+    columns[i] = (__m512)widen(_mm256_unpacklo_epi64(r[i], r[i + 2]), W{});
+    columns[i + 1] = (__m512)widen(_mm256_unpackhi_epi64(r[i], r[i + 2]), W{});
+    columns[i + 2] = (__m512)widen(_mm256_unpacklo_epi64(r[i + 1], r[i + 3]), W{});
+    columns[i + 3] = (__m512)widen(_mm256_unpackhi_epi64(r[i + 1], r[i + 3]), W{});
   }
 }
 

@@ -48,9 +48,6 @@ struct WeightRows {
   const char* next_a = nullptr;
   const char* next_b = nullptr;
   int64_t next_stride = 0, next_step = 0, next_rows = 0;  // the first two in bytes
-  // In place of a and b: rows of the weights' own type, for a kernel that converts as it goes.
-  const void* few_a = nullptr;
-  const void* few_b = nullptr;
 
   void next_row() {
     if (--next_rows <= 0) next_stride = next_step = 0;

@@ -123,18 +123,18 @@ struct FloatPath {
 
   static int64_t weight_scratch(int64_t) { return 2 * kHalf * kStride * sizeof(float); }
 
-  static WeightRows<float> prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k, int64_t next,
-                                   int64_t tokens, void* scratch) {
+  struct Rows : WeightRows<float> {
+    // Where 16-bit weights stay in place, for multiply_few, which converts as it goes: in place of a and b.
+    const T *raw_a = nullptr, *raw_b = nullptr;
+  };
+
+  static Rows prepare(const T* a, const T* b, int64_t stride, int64_t half, int64_t k, int64_t next, int64_t tokens,
+                      void* scratch) {
     if constexpr (std::is_same_v<T, float>) {
-      if (tokens < kManyTokens) return {a, b, stride, kStep, next, nullptr, nullptr};
+      if (tokens < kManyTokens) return {{a, b, stride, kStep, next, nullptr, nullptr}};
     }
 #if CAPMOE_LANES == 16
-    if (tokens <= kFewTokens) {
-      WeightRows<float> rows{nullptr, nullptr, stride, kStep, next, nullptr, nullptr};
-      rows.few_a = a;
-      rows.few_b = b;
-      return rows;
-    }
+    if (tokens <= kFewTokens) return {{nullptr, nullptr, stride, kStep, next, nullptr, nullptr}, a, b};
 #endif
     float* floats_a = static_cast<float*>(scratch);
     float* floats_b = floats_a + kHalf * kStride;
@@ -148,28 +148,18 @@ struct FloatPath {
       }
     }
     constexpr int64_t kBytes = sizeof(T);
-    return {floats_a,
-            floats_b,
-            kStride,
-            kStep,
-            0,
-            nullptr,
-            nullptr,
-            reinterpret_cast<const char*>(a + next),
-            reinterpret_cast<const char*>(b + next),
-            stride * kBytes,
-            kBytes,
-            half};
+    const auto *next_a = reinterpret_cast<const char*>(a + next), *next_b = reinterpret_cast<const char*>(b + next);
+    return {{floats_a, floats_b, kStride, kStep, 0, nullptr, nullptr, next_a, next_b, stride * kBytes, kBytes, half}};
   }
 
-  static void multiply(const WeightRows<float>& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens,
-                       int64_t k, float* sums_a, float* sums_b, bool accumulate) {
+  static void multiply(const Rows& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens, int64_t k,
+                       float* sums_a, float* sums_b, bool accumulate) {
 #if CAPMOE_LANES == 16
     const auto few = [&](const auto* a, const auto* b) {
       multiply_few<kHalf, kGroups * kGroup>(tokens, a, b, rows.stride, rows.next, half, panel, k, sums_a, sums_b,
                                             accumulate);
     };
-    if (rows.few_a != nullptr) return few(static_cast<const T*>(rows.few_a), static_cast<const T*>(rows.few_b));
+    if (rows.raw_a != nullptr) return few(rows.raw_a, rows.raw_b);
     if (tokens <= kFewTokens) return few(rows.a, rows.b);
 #endif
     if (rows.stride == kStride) {

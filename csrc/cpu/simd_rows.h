@@ -8,30 +8,26 @@ namespace {
 
 inline __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 
+inline Vec widen(__m256i bits, Half) { return (Vec)_mm512_cvtph_ps(bits); }
+
+inline Vec widen(__m256i bits, BFloat16) { return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16); }
+
 // `count` (1 to 16) floats, then zeros.
 inline Vec load_floats(const float* from, int64_t count) {
   return (Vec)_mm512_maskz_loadu_ps(first_lanes(count), from);
 }
 
-inline Vec load_floats(const Half* from, int64_t count) {
-  return (Vec)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), from));
-}
-
-inline Vec load_floats(const BFloat16* from, int64_t count) {
-  const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(count), from);
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+template <class T>
+inline Vec load_floats(const T* from, int64_t count) {
+  return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from), T{});
 }
 
 // Sixteen of them.
 inline Vec load_floats(const float* from) { return load(from); }
 
-inline Vec load_floats(const Half* from) {
-  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-inline Vec load_floats(const BFloat16* from) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+template <class T>
+inline Vec load_floats(const T* from) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), T{});
 }
 
 inline void store_floats(float* to, Vec v, int64_t count) { _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)v); }
