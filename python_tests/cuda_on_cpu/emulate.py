@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import re
-import struct
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import torch
-
+from .arguments import pack
 from .build import core
 from .errors import BY_KIND, BadLaunch, Unsupported
 from .limits import check_limits
 from .lower import Lowering
 from .parse import SIZES, Module, Variable, parse
 from .structs import COUNTS, Buffer, Counts, Fault, Init, Inst, Launch, Program
-
-
-class Const(NamedTuple):
-    """An input that the kernel must not write."""
-
-    tensor: torch.Tensor
 
 
 @dataclass
@@ -40,15 +31,15 @@ class Loaded:
         self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
         for variable in module.variables.values():
             if variable.space in ("global", "const"):
-                size = variable.size + 16
+                size = variable.size + variable.alignment
                 self.memory[variable.name] = ctypes.create_string_buffer(size)
-        for name, memory in self.memory.items():
+        for name in self.memory:
             data = self.initial(module.variables[name])
-            ctypes.memmove(self.address(name), data, min(len(data), len(memory)))
+            ctypes.memmove(self.address(name), data, len(data))
 
     def address(self, name: str) -> int:
-        start = ctypes.addressof(self.memory[name])
-        return -(-start // 16) * 16
+        alignment = self.module.variables[name].alignment
+        return -(-ctypes.addressof(self.memory[name]) // alignment) * alignment
 
     def initial(self, variable: Variable) -> bytes:
         out = b""
@@ -63,6 +54,8 @@ class Loaded:
             else:
                 raise Unsupported(f"initial value {text} of {variable.name}")
             out += (value & (256**size - 1)).to_bytes(size, "little")
+        if len(out) > variable.size:
+            raise Unsupported(f"{len(out)} bytes for {variable.name}, which has {variable.size}")
         return out
 
 
@@ -80,12 +73,12 @@ class Kernel:
         low = self.lowering
         pool: list[int] = []
         self._insts = (Inst * len(low.instructions))()
-        for out, one, target in zip(self._insts, low.instructions, low.targets, strict=True):
+        for out, one in zip(self._insts, low.instructions, strict=True):
             immediates = (ctypes.c_int64 * 6)(*one.immediates)
             first, count = len(pool), len(one.operands)
             pool += one.operands
             out.handler, out.guard, out.negate = one.handler, one.guard, one.negate
-            out.operands, out.count, out.target, out.imm = first, count, target, immediates
+            out.operands, out.count, out.target, out.imm = first, count, one.place, immediates
         self._pool = (ctypes.c_int32 * max(len(pool), 1))(*pool)
         self._inits = (Init * max(len(low.inits), 1))(*low.inits)
         return Program(
@@ -164,30 +157,8 @@ class Kernel:
         for variable, offset, value in zip(
             variables, self.lowering.param_offsets, args, strict=True
         ):
-            packed = self._pack(variable, value, buffers)
-            params[offset : offset + variable.size] = packed
+            params[offset : offset + variable.size] = pack(variable, value, buffers)
         return bytes(params), buffers
-
-    def _pack(self, variable: Variable, value, buffers: list[Buffer]) -> bytes:
-        read_only = isinstance(value, Const)
-        tensor = value.tensor if read_only else value
-        if isinstance(tensor, torch.Tensor):
-            storage = tensor.untyped_storage()
-            extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only)
-            # The same memory given twice, once as const: writing through the other name is right.
-            same = [b for b in buffers if b.base == extent.base and b.size == extent.size]
-            for other in same:
-                other.read_only = other.read_only and read_only
-            if not same and extent.size:
-                buffers.append(extent)
-            return struct.pack("<Q", tensor.data_ptr())
-        if value is None:
-            return bytes(variable.size)
-        if isinstance(value, bytes):
-            return value.ljust(variable.size, b"\0")
-        if isinstance(value, float):
-            return struct.pack({4: "<f", 8: "<d"}[variable.size], value)
-        return (int(value) & (256**variable.size - 1)).to_bytes(variable.size, "little")
 
     def _line(self, inst: int) -> str:
         one = self.lowering.instructions[inst]

@@ -1,58 +1,42 @@
-"""Where branches, jump tables and calls go, once every instruction has its place."""
+"""Names of places in the code: labels and jump tables, each known between two braces."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from .errors import Unsupported
 
 
 class Labels:
-    """Of a Lowering that has emitted all its instructions."""
+    """Scopes are numbered; 0 is outside of all."""
 
-    entry: Any
-    instructions: list[Any]
-    labels: dict[tuple[int, str], int]
-    tables: dict[tuple[int, str], list[str]]
-    parents: dict[int, int]
-    entries: dict[str, int]
-    calls: dict[str, set[str]]
+    def __init__(self) -> None:
+        self.parents = [-1]
+        self.places: dict[tuple[int, str], int] = {}
+        self.tables: dict[tuple[int, str], list[str]] = {}
+        self.latest = ""
 
-    def refuse_recursion(self) -> None:
-        """A function has its registers once."""
+    def open(self, parent: int) -> int:
+        """A new scope within another."""
+        self.parents.append(parent)
+        return len(self.parents) - 1
 
-        def visit(name: str, path: tuple[str, ...]) -> None:
-            if name in path:
-                raise Unsupported(f"recursion of {name}")
-            for callee in self.calls.get(name, ()):
-                visit(callee, (*path, name))
+    def define(self, scope: int, name: str, place: int) -> None:
+        self.places[scope, name] = place
+        self.latest = name
 
-        visit(self.entry.name, ())
+    def define_table(self, scope: int, names: list[str]) -> None:
+        """Of .branchtargets, which belong to the label before them."""
+        self.tables[scope, self.latest] = names
 
-    def find_label(self, scope: int, name: str) -> int:
+    def find(self, scope: int, name: str) -> int:
+        return self.places[self._scope_of(self.places, scope, name), name]
+
+    def find_table(self, scope: int, name: str) -> list[int]:
+        names = self.tables[self._scope_of(self.tables, scope, name), name]
+        return [self.find(scope, label) for label in names]
+
+    def _scope_of(self, known: dict, scope: int, name: str) -> int:
         while scope >= 0:
-            if (scope, name) in self.labels:
-                return self.labels[scope, name]
+            if (scope, name) in known:
+                return scope
             scope = self.parents[scope]
         raise Unsupported(f"label {name}")
-
-    def resolve(self) -> None:
-        self.targets = []
-        for instruction in self.instructions:
-            target = -1
-            if instruction.target is not None and instruction.target in self.entries:
-                target = self.entries[instruction.target]
-            elif instruction.target is not None and instruction.target.startswith("@table "):
-                table = instruction.target.split()[1]
-                names = self.find_table(instruction.scope, table)
-                instruction.operands += [self.find_label(instruction.scope, n) for n in names]
-            elif instruction.target is not None:
-                target = self.find_label(instruction.scope, instruction.target)
-            self.targets.append(target)
-
-    def find_table(self, scope: int, name: str) -> list[str]:
-        while scope >= 0:
-            if (scope, name) in self.tables:
-                return self.tables[scope, name]
-            scope = self.parents[scope]
-        raise Unsupported(f"branch targets {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .errors import BadLaunch
+from .errors import BadLaunch, Unsupported
 
 
 class Limits(NamedTuple):
@@ -24,12 +24,15 @@ LIMITS = {
     "sm_89": Limits(99 * 1024),
     "sm_90": Limits(227 * 1024),
     "sm_100": Limits(227 * 1024),
+    "sm_120": Limits(99 * 1024),
 }
 
 
 def check_limits(target, directives, grid, block, static, dynamic_shared) -> None:
     """Raises BadLaunch for a launch that the architecture, or the kernel's own bounds, forbid."""
-    limits = next((v for k, v in LIMITS.items() if target.rstrip("af") == k), LIMITS["sm_80"])
+    limits = LIMITS.get(target.rstrip("af"))
+    if limits is None:
+        raise Unsupported(f"the limits of {target} are not known")
     threads = block[0] * block[1] * block[2]
     if not 0 < threads <= limits.threads or min(block) < 1 or block[2] > 64:
         raise BadLaunch(f"a block of {block} threads; at most {limits.threads}, 64 in z")

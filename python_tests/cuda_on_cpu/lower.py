@@ -7,29 +7,16 @@ no recursion.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from .build import core
+from .errors import Unsupported
+from .instructions import Instruction, Target
 from .labels import Labels
 from .parse import SIZES, Function, Module, Statement, Variable, parse_variable
 from .registers import Registers, Scope
 
 
-@dataclass
-class Instruction:
-    handler: int
-    guard: int
-    negate: bool
-    operands: list[int]
-    immediates: list[int]
-    line: int
-    source: tuple[str, int] | None
-    text: str
-    target: str | None = None
-    scope: int = 0
-
-
-class Lowering(Labels, Registers):
+class Lowering(Registers):
     """Lowers one entry. ``addresses``: where the module's .global and .const variables are."""
 
     def __init__(self, module: Module, entry: Function, addresses: dict[str, int]):
@@ -41,9 +28,7 @@ class Lowering(Labels, Registers):
         self.static_shared = 0
         self.local_bytes = 0
         self.instructions: list[Instruction] = []
-        self.labels: dict[tuple[int, str], int] = {}
-        self.parents: dict[int, int] = {0: -1}
-        self.tables: dict[tuple[int, str], list[str]] = {}
+        self.labels = Labels()
         self.formals: dict[str, tuple[list[int], list[int]]] = {}
         self.links: dict[str, int] = {}
         self.calls: dict[str, set[str]] = {}
@@ -111,7 +96,7 @@ class Lowering(Labels, Registers):
     # Statements
 
     def emit(
-        self, handler: str, operands: list[int], *immediates: int, target: str | None = None
+        self, handler: str, operands: list[int], *immediates: int, target: Target | None = None
     ) -> None:
         index = core().emu_handler(handler.encode())
         if index < 0:
@@ -128,15 +113,14 @@ class Lowering(Labels, Registers):
                 statement.line,
                 statement.source,
                 statement.text,
-                target,
                 self.scopes[-1][0],
+                target,
             )
         )
 
     def enter(self) -> None:
-        number = len(self.parents)
-        self.parents[number] = self.scopes[-1][0] if self.scopes else -1
-        self.scopes.append((number, Scope()))
+        parent = self.scopes[-1][0] if self.scopes else 0
+        self.scopes.append((self.labels.open(parent), Scope()))
 
     def lower_function(self, function: Function) -> None:
         self.function = function
@@ -182,7 +166,7 @@ class Lowering(Labels, Registers):
         elif text == "}":
             self.scopes.pop()
         elif text.endswith(":"):
-            self.labels[self.scopes[-1][0], text[:-1]] = len(self.instructions)
+            self.labels.define(self.scopes[-1][0], text[:-1], len(self.instructions))
         elif text.startswith("."):
             self.declare(text, statement.line)
         else:
@@ -213,28 +197,12 @@ class Lowering(Labels, Registers):
             variable = parse_variable(text, line)
             scope.memory[variable.name] = ("shared", self.static_variables[variable.name])
         elif text.startswith(".branchtargets"):
-            label = next(
-                n for (s, n), i in reversed(self.labels.items()) if s == self.scopes[-1][0]
-            )
             names = [name.strip() for name in text.split(None, 1)[1].split(",")]
-            self.tables[self.scopes[-1][0], label] = names
+            self.labels.define_table(self.scopes[-1][0], names)
         elif not text.startswith(
             (".maxntid", ".reqntid", ".minnctapersm", ".maxnreg", ".noreturn")
         ):
             raise self.unsupported("declaration")
-
-    @staticmethod
-    def split(text: str) -> list[str]:
-        """Operands at the outermost commas."""
-        out, depth, current = [], 0, ""
-        for character in text:
-            depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(character, 0)
-            if character == "," and depth == 0:
-                out.append(current.strip())
-                current = ""
-            else:
-                current += character
-        return [*out, current.strip()] if current.strip() else out
 
     def lower_instruction(self, text: str) -> None:
         opcode, _, rest = text.partition(" ")
@@ -242,4 +210,33 @@ class Lowering(Labels, Registers):
         rule = self.rules.get(parts[0])
         if rule is None:
             raise self.unsupported(f"instruction {opcode}")
-        rule(self, parts, self.split(rest))
+        parts = rule.read(self, parts)
+        try:
+            rule.lower(self, parts, self.split(rest))
+        except (IndexError, KeyError, StopIteration, ValueError) as error:
+            raise self.unsupported("operands or modifiers") from error
+
+    # When all is there
+
+    def refuse_recursion(self) -> None:
+        """A function has its registers once."""
+
+        def visit(name: str, path: tuple[str, ...]) -> None:
+            if name in path:
+                raise Unsupported(f"recursion of {name}")
+            for callee in self.calls.get(name, ()):
+                visit(callee, (*path, name))
+
+        visit(self.entry.name, ())
+
+    def resolve(self) -> None:
+        for one in self.instructions:
+            if one.target is None:
+                continue
+            kind, name = one.target
+            if kind == "function":
+                one.place = self.entries[name]
+            elif kind == "table":
+                one.operands += self.labels.find_table(one.scope, name)
+            else:
+                one.place = self.labels.find(one.scope, name)

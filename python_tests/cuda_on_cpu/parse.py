@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from .errors import Unsupported
 
 SIZES = {
-    **dict.fromkeys(("b8", "u8", "s8", "e4m3", "e5m2"), 1),
+    **dict.fromkeys(("b8", "u8", "s8"), 1),
     **dict.fromkeys(("b16", "u16", "s16", "f16", "bf16"), 2),
     **dict.fromkeys(("b32", "u32", "s32", "f32", "f16x2", "bf16x2", "tf32"), 4),
     **dict.fromkeys(("b64", "u64", "s64", "f64"), 8),
-    "b128": 16,
     "pred": 0,
 }
 
@@ -54,7 +53,6 @@ class Module:
     functions: dict[str, Function]
     variables: dict[str, Variable]
     target: str
-    text: str
 
 
 _VARIABLE = re.compile(
@@ -70,7 +68,7 @@ _TO_LINE_END = re.compile(r"\.(?:version|target|address_size|file|loc|pragma)\b"
 
 def parse_variable(text: str, line: int) -> Variable:
     found = _VARIABLE.match(" ".join(text.split()))
-    if not found:
+    if not found or found[4] not in SIZES:
         raise Unsupported(f"PTX line {line}: declaration {text!r}")
     space, alignment, vector, element, name, count, data = found.groups()
     size = SIZES[element] * {"v2": 2, "v4": 4, None: 1}[vector]
@@ -85,12 +83,14 @@ class _Parser:
         self.text = re.sub(r"//[^\n]*", "", without)
         self.starts = [0, *(m.end() for m in re.finditer("\n", self.text))]
         self.position = 0
-        self.files: dict[int, str] = {}
+        # .file may come after the code that refers to it.
+        found = re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', self.text, re.M)
+        self.files = {int(number): name for number, name in found}
         self.target = ""
         self.source: tuple[str, int] | None = None
 
-    def line(self, position: int | None = None) -> int:
-        return bisect.bisect_right(self.starts, self.position if position is None else position)
+    def line(self) -> int:
+        return bisect.bisect_right(self.starts, self.position)
 
     def skip_space(self) -> bool:
         while self.position < len(self.text) and self.text[self.position].isspace():
@@ -104,37 +104,35 @@ class _Parser:
         return out
 
     def take_until(self, stops: str) -> tuple[str, str]:
-        start = self.position
-        while self.text[self.position] not in stops:
-            self.position += 1
-        self.position += 1
-        return self.text[start : self.position - 1], self.text[self.position - 1]
+        found = re.compile(f"[{stops}]").search(self.text, self.position)
+        if not found:
+            raise Unsupported(f"PTX line {self.line()}: no end of what begins here")
+        start, self.position = self.position, found.end()
+        return self.text[start : found.start()], found[0]
 
     def skip_block(self) -> None:
         depth = 0
-        while True:
+        while self.position < len(self.text):
             depth += {"{": 1, "}": -1}.get(self.text[self.position], 0)
             self.position += 1
             if depth == 0:
                 return
+        raise Unsupported("a section without its end")
 
     def directive_line(self) -> bool:
         if not _TO_LINE_END.match(self.text, self.position):
             return False
-        words = self.take_line().rstrip(";").split(None, 2)
-        if words[0] == ".file":
-            self.files[int(words[1])] = words[2].split('"')[1]
-        elif words[0] == ".target":
+        words = self.take_line().rstrip(";").split()
+        if words[0] == ".target":
             self.target = words[1].rstrip(",")
         elif words[0] == ".loc":
-            line = int(words[2].split()[0])
-            self.source = (self.files.get(int(words[1]), "?"), line) if line else None
+            name, line = self.files.get(int(words[1])), int(words[2])
+            self.source = (name, line) if name and line else None
         return True
 
     def module(self) -> Module:
         functions: dict[str, Function] = {}
         variables: dict[str, Variable] = {}
-        whole = self.text
         while self.skip_space():
             if self.directive_line():
                 continue
@@ -151,16 +149,9 @@ class _Parser:
                     functions[function.name] = function
                 continue
             text, _ = self.take_until(";")
-            if text.strip().startswith((".alias", ".weak .func", ".extern .func")):
-                continue
             variable = parse_variable(text.strip(), line)
             variables[variable.name] = variable
-        # .file may come last: the names of the sources are filled in when all is read.
-        for function in functions.values():
-            for statement in function.body:
-                if statement.source and statement.source[0] == "?":
-                    statement.source = None
-        return Module(functions, variables, self.target, whole)
+        return Module(functions, variables, self.target)
 
     def function(self, head: str, line: int) -> Function:
         found = re.search(
@@ -219,7 +210,4 @@ def parse(text: str) -> Module:
     Raises:
         Unsupported: for syntax that is not known.
     """
-    parser = _Parser(text)
-    for number, name in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', parser.text, re.M):
-        parser.files[int(number)] = name
-    return parser.module()
+    return _Parser(text).module()

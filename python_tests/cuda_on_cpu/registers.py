@@ -164,6 +164,19 @@ class Registers:
             return self.constant(memory[1], "b64"), offset, True, memory[0]
         return self.constant(self.literal(base, "b64"), "b64"), offset, True, None
 
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Operands at the outermost commas."""
+        out, depth, current = [], 0, ""
+        for character in text:
+            depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(character, 0)
+            if character == "," and depth == 0:
+                out.append(current.strip())
+                current = ""
+            else:
+                current += character
+        return [*out, current.strip()] if current.strip() else out
+
     def unsupported(self, what: str) -> Unsupported:
         statement = self.statement
         where = f"PTX line {statement.line}: {statement.text}: " if statement else ""

@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .lower import Lowering
 from .parse import SIZES
-from .registers import CLOCKS
 
-Rule = Callable[[Lowering, list[str], list[str]], None]
+# Hints to caches, which there are none of.
+HINTS = ("L1::", "L2::", "level::")
+
+# As formats.h numbers them.
+TYPES = {
+    name: number
+    for number, name in enumerate(
+        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32".split()  # noqa: SIM905
+    )
+}
+ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
+FLOATS = ("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
+
+
+class Rule(NamedTuple):
+    """``lower`` turns an instruction into handlers.
+
+    ``allowed``: the modifiers that it reads; ``floats``: those of instructions on floats.
+    """
+
+    lower: Callable[[Lowering, list[str], list[str]], None]
+    allowed: frozenset[str]
+    floats: frozenset[str]
+
+    def read(self, low: Lowering, parts: list[str]) -> list[str]:
+        """An opcode's parts without cache hints. A modifier that would go unread is refused."""
+        allowed = self.floats if parts[-1] in FLOATS else self.allowed
+        for part in parts[1:]:
+            if part not in allowed and part not in SIZES and not part.startswith(HINTS):
+                raise low.unsupported(f"modifier .{part}")
+        return [part for part in parts if not part.startswith(HINTS)]
+
+
 RULES: dict[str, Rule] = {}
 
-ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
-NARROW = ("f16", "bf16", "f16x2", "bf16x2")
-FLOATS = ("f32", "f64", *NARROW)
 
+def rule(*names: str, allow: str = "", floats: str | None = None) -> Callable:
+    allowed = frozenset(allow.split())
+    of_floats = allowed if floats is None else frozenset(floats.split())
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def put(function: Rule) -> Rule:
+    def put(function):
         for name in names:
-            RULES[name] = function
+            RULES[name] = Rule(function, allowed, of_floats)
         return function
 
     return put
@@ -30,11 +61,17 @@ def bits_type(kind: str) -> str:
 
 
 def integer_type(kind: str) -> str:
-    return "u" + kind[1:] if kind[0] == "b" else kind
+    return "u" + kind[1:] if kind[0] == "b" and kind[1:].isdigit() else kind
 
 
 def values(low: Lowering, kind: str, operands: list[str]) -> list[int]:
     return [low.value(operand, kind) for operand in operands]
+
+
+def pair(low: Lowering, operand: str, kind: str = "b32") -> list[int]:
+    """The registers of "d|p", or of "d" and none."""
+    d, _, p = operand.partition("|")
+    return [low.value(d, kind), low.value(p, "pred") if p else -1]
 
 
 def float_modes(parts: list[str]) -> list[int]:
@@ -43,22 +80,17 @@ def float_modes(parts: list[str]) -> list[int]:
     return [mode, "ftz" in parts, "sat" in parts, special]
 
 
-def known(low: Lowering, parts: list[str], *allowed: str) -> None:
-    """No modifier is dropped unread."""
-    for part in parts[1:]:
-        if part not in allowed and part not in SIZES:
-            raise low.unsupported(f"modifier .{part}")
-
-
-@rule("add", "sub", "mul", "div", "min", "max", "abs", "neg")
+@rule(
+    *("add", "sub", "mul", "div", "min", "max", "abs", "neg"),
+    allow="lo hi wide cc sat",
+    floats="rn rz rm rp ftz sat NaN full approx",
+)
 def arithmetic(low: Lowering, parts: list[str], operands: list[str]) -> None:
     root, kind = parts[0], parts[-1]
     if kind in FLOATS:
-        known(low, parts, *ROUNDING, "ftz", "sat", "NaN", "full", "approx")
         return low.emit(f"{root}.{kind}", values(low, kind, operands), *float_modes(parts))
     if "cc" in parts:
         return carry(low, parts, operands)
-    known(low, parts, "lo", "hi", "wide", "sat")
     if root == "mul" and "wide" in parts:
         wide = kind[0] + str(16 * SIZES[kind])
         first = low.value(operands[0], wide)
@@ -69,18 +101,16 @@ def arithmetic(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(name, values(low, kind, operands))
 
 
-@rule("addc", "subc")
+@rule("addc", "subc", allow="cc")
 def carry(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "cc")
     registers = [*values(low, parts[-1], operands), low.carry_register()]
     reads, subtracts = parts[0].endswith("c"), parts[0].startswith("sub")
     name = f"carry.u{8 * SIZES[parts[-1]]}"
     low.emit(name, registers, reads, "cc" in parts, subtracts)
 
 
-@rule("madc")
+@rule("madc", allow="lo hi cc")
 def multiply_carry(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "lo", "hi", "cc")
     if parts[-1][0] == "s" and "hi" in parts:
         raise low.unsupported("the high half of a signed product with carry")
     registers = [*values(low, parts[-1], operands), low.carry_register()]
@@ -90,19 +120,16 @@ def multiply_carry(low: Lowering, parts: list[str], operands: list[str]) -> None
 
 @rule("rem", "sad")
 def integer_only(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts)
     low.emit(f"{parts[0]}.{integer_type(parts[-1])}", values(low, parts[-1], operands))
 
 
-@rule("mad", "fma")
+@rule("mad", "fma", allow="lo hi wide cc", floats="rn rz rm rp ftz sat relu")
 def multiply_add(low: Lowering, parts: list[str], operands: list[str]) -> None:
     kind = parts[-1]
     if kind in FLOATS:
-        known(low, parts, *ROUNDING, "ftz", "sat", "relu")
         return low.emit(f"fma.{kind}", values(low, kind, operands), *float_modes(parts))
     if "cc" in parts:
         return multiply_carry(low, parts, operands)
-    known(low, parts, "lo", "hi", "wide")
     if "wide" in parts:
         wide = kind[0] + str(16 * SIZES[kind])
         d, a, b, c = operands
@@ -111,13 +138,23 @@ def multiply_add(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"mad.{parts[1]}.{integer_type(kind)}", values(low, kind, operands))
 
 
-@rule("sqrt", "rcp", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh", "copysign")
+@rule(
+    "sqrt",
+    "rcp",
+    "rsqrt",
+    "ex2",
+    "lg2",
+    "sin",
+    "cos",
+    "tanh",
+    "copysign",
+    allow="rn rz rm rp ftz approx",
+)
 def function(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, *ROUNDING, "ftz", "approx")
     low.emit(f"{parts[0]}.{parts[-1]}", values(low, parts[-1], operands), *float_modes(parts))
 
 
-@rule("testp")
+@rule("testp", allow="finite infinite number notanumber normal subnormal")
 def testp(low: Lowering, parts: list[str], operands: list[str]) -> None:
     tests = ("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     registers = [low.value(operands[0], "pred"), low.value(operands[1], parts[-1])]
@@ -126,14 +163,12 @@ def testp(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 @rule("and", "or", "xor", "not", "cnot", "popc", "brev", "clz")
 def bitwise(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts)
     kind = parts[-1]
     low.emit(f"{parts[0]}.{bits_type(kind)}", values(low, kind, operands))
 
 
 @rule("shl", "shr")
 def shift(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts)
     kind = parts[-1]
     registers = [*values(low, kind, operands[:2]), low.value(operands[2], "b32")]
     name = bits_type(kind) if parts[0] == "shl" else integer_type(kind)
@@ -152,20 +187,18 @@ def bfi(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"bfi.{parts[-1]}", registers)
 
 
-@rule("bfind")
+@rule("bfind", allow="shiftamt")
 def bfind(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "shiftamt")
     registers = [low.value(operands[0], "b32"), low.value(operands[1], parts[-1])]
     low.emit(".".join(["bfind", *parts[1:]]), registers)
 
 
-@rule("bmsk")
+@rule("bmsk", allow="clamp wrap")
 def bmsk(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "clamp", "wrap")
     low.emit("bmsk", values(low, "b32", operands), "wrap" in parts)
 
 
-@rule("prmt")
+@rule("prmt", allow="f4e b4e rc8 ecl ecr rc16")
 def prmt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     modes = ("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
     mode = modes.index(parts[-1]) if parts[-1] in modes else -1
@@ -174,13 +207,11 @@ def prmt(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 @rule("lop3")
 def lop3(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts)
     low.emit("lop3", values(low, "b32", operands[:4]), int(operands[4], 0))
 
 
-@rule("shf")
+@rule("shf", allow="l r wrap clamp")
 def shf(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "l", "r", "wrap", "clamp")
     low.emit("shf", values(low, "b32", operands), parts[1] == "l", parts[2] == "wrap")
 
 
@@ -196,26 +227,10 @@ def selp(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"selp.{bits_type(kind)}", registers, p.startswith("!"))
 
 
-@rule("slct")
+@rule("slct", allow="ftz")
 def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "ftz")
     registers = [*values(low, parts[-2], operands[:3]), low.value(operands[3], parts[-1])]
     low.emit(f"slct.{parts[-1]}.{bits_type(parts[-2])}", registers, "ftz" in parts)
-
-
-@rule("mov")
-def mov(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    kind = parts[-1]
-    to, source = operands
-    if source in CLOCKS:
-        return low.emit(f"clock.{bits_type(kind)}", [low.value(to, kind)])
-    if to.startswith("{") or source.startswith("{"):
-        whole, vector = (source, to) if to.startswith("{") else (to, source)
-        elements = low.split(vector[1:-1])
-        bits = 8 * SIZES[kind] // len(elements)
-        registers = [low.value(whole, kind), *values(low, f"b{max(bits, 8)}", elements)]
-        return low.emit("unpack" if to.startswith("{") else "pack", registers, len(elements), bits)
-    low.emit(f"mov.{bits_type(kind)}", [low.value(to, kind), low.value(source, kind)])
 
 
 from . import rules_compare, rules_control, rules_memory, rules_warp  # noqa: E402, F401  (they add their rules)

@@ -1,47 +1,26 @@
-"""Rules for comparisons and conversions."""
+"""Rules for comparisons, conversions and moves."""
 
 from __future__ import annotations
 
 from .lower import Lowering
-from .rules import ROUNDING, integer_type, known, rule, values
+from .parse import SIZES
+from .registers import CLOCKS
+from .rules import ROUNDING, TYPES, bits_type, integer_type, pair, rule, values
 
 COMPARISONS = {
-    **{
-        name: index
-        for index, name in enumerate(
-            [
-                "eq",
-                "ne",
-                "lt",
-                "le",
-                "gt",
-                "ge",
-                "equ",
-                "neu",
-                "ltu",
-                "leu",
-                "gtu",
-                "geu",
-                "num",
-                "nan",
-            ]
-        )
-    },
-    "lo": 2,
-    "ls": 3,
-    "hi": 4,
-    "hs": 5,
+    name: number
+    for number, name in enumerate(
+        "eq ne lt le gt ge equ neu ltu leu gtu geu num nan".split()  # noqa: SIM905
+    )
 }
+COMPARISONS |= {"lo": 2, "ls": 3, "hi": 4, "hs": 5}
 COMBINATIONS = {"and": 1, "or": 2, "xor": 3}
 
 
-@rule("setp")
+@rule("setp", allow=f"{' '.join(COMPARISONS)} and or xor ftz")
 def setp(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, *COMPARISONS, *COMBINATIONS, "ftz")
     kind = parts[-1]
-    p, _, q = operands[0].partition("|")
-    registers = [low.value(p, "pred"), low.value(q, "pred") if q else -1]
-    registers += values(low, kind, operands[1:3])
+    registers = [*pair(low, operands[0], "pred"), *values(low, kind, operands[1:3])]
     combine = next((COMBINATIONS[part] for part in parts[2:] if part in COMBINATIONS), 0)
     negated = combine and operands[3].startswith("!")
     if combine:
@@ -50,10 +29,11 @@ def setp(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(name, registers, COMPARISONS[parts[1]], combine, negated, "ftz" in parts)
 
 
-@rule("set")
+@rule("set", allow=f"{' '.join(COMPARISONS)} ftz")
 def set_(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, *COMPARISONS, "ftz")
     kind, result = parts[-1], parts[-2]
+    if result not in ("u32", "s32", "f32"):
+        raise low.unsupported(f"a result of {result}")
     registers = [low.value(operands[0], result), *values(low, kind, operands[1:])]
     ones = result == "f32"
     low.emit(
@@ -61,46 +41,33 @@ def set_(low: Lowering, parts: list[str], operands: list[str]) -> None:
     )
 
 
-CVT_TYPES = {
-    **{
-        n: i
-        for i, n in enumerate(
-            [
-                "u8",
-                "s8",
-                "u16",
-                "s16",
-                "u32",
-                "s32",
-                "u64",
-                "s64",
-                "f16",
-                "bf16",
-                "f32",
-                "f64",
-                "tf32",
-            ]
-        )
-    },
-    "b16": 2,
-    "b32": 4,
-    "b64": 6,
-    "f16x2": 8,
-    "bf16x2": 9,
-}
+NAMES = TYPES | {"b16": TYPES["u16"], "b32": TYPES["u32"], "b64": TYPES["u64"]}
+PAIRS = {"f16x2": TYPES["f16"], "bf16x2": TYPES["bf16"]}
 
 
-@rule("cvt")
+@rule("cvt", allow=f"{' '.join(ROUNDING)} ftz sat relu")
 def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, *ROUNDING, "ftz", "sat", "relu", "satfinite")
     to, source = parts[-2], parts[-1]
-    if "satfinite" in parts or to not in CVT_TYPES or source not in CVT_TYPES:
-        raise low.unsupported("conversion")
     mode = next((ROUNDING[p] for p in parts if p in ROUNDING), 0)
     integral = any(p in ("rni", "rzi", "rmi", "rpi") for p in parts)
     flags = ("ftz" in parts) | ("sat" in parts) << 1 | ("relu" in parts) << 2 | integral << 3
-    immediates = (CVT_TYPES[to], CVT_TYPES[source], mode, flags)
-    if to.endswith("x2"):
+    if to in PAIRS:
         registers = [low.value(operands[0], "b32"), *values(low, source, operands[1:])]
-        return low.emit("cvt.pair", registers, *immediates)
-    low.emit("cvt", [low.value(operands[0], to), low.value(operands[1], source)], *immediates)
+        return low.emit("cvt.pair", registers, PAIRS[to], NAMES[source], mode, flags)
+    registers = [low.value(operands[0], to), low.value(operands[1], source)]
+    low.emit("cvt", registers, NAMES[to], NAMES[source], mode, flags)
+
+
+@rule("mov")
+def mov(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    kind = parts[-1]
+    to, source = operands
+    if source in CLOCKS:
+        return low.emit(f"clock.{bits_type(kind)}", [low.value(to, kind)])
+    if to.startswith("{") or source.startswith("{"):
+        whole, vector = (source, to) if to.startswith("{") else (to, source)
+        elements = low.split(vector[1:-1])
+        bits = 8 * SIZES[kind] // len(elements)
+        registers = [low.value(whole, kind), *values(low, f"b{max(bits, 8)}", elements)]
+        return low.emit("unpack" if to.startswith("{") else "pack", registers, len(elements), bits)
+    low.emit(f"mov.{bits_type(kind)}", [low.value(to, kind), low.value(source, kind)])

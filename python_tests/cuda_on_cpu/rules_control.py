@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from .instructions import Target
 from .lower import Lowering
 from .registers import LOCAL
 from .rules import rule
 
 
-@rule("bra")
+@rule("bra", allow="uni")
 def bra(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    low.emit("bra", [], target=operands[0])
+    low.emit("bra", [], target=Target("label", operands[0]))
 
 
-@rule("brx")
+@rule("brx", allow="idx uni")
 def brx(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    low.emit("bra.indirect", [low.value(operands[0], "b32")], target=f"@table {operands[1]}")
+    low.emit("bra.indirect", [low.value(operands[0], "b32")], target=Target("table", operands[1]))
 
 
-@rule("ret", "exit")
+@rule("ret", "exit", allow="uni")
 def ret(low: Lowering, parts: list[str], operands: list[str]) -> None:
     if parts[0] == "exit" or low.function.is_entry:
         low.emit("exit", [])
@@ -25,7 +26,7 @@ def ret(low: Lowering, parts: list[str], operands: list[str]) -> None:
         low.leave_function()
 
 
-@rule("call")
+@rule("call", allow="uni")
 def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
     results = low.split(operands[0][1:-1]) if operands[0].startswith("(") else []
     rest = operands[1:] if operands[0].startswith("(") else operands
@@ -40,7 +41,7 @@ def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.calls.setdefault(low.function.name, set()).add(name)
     link = low.links.setdefault(name, low.allocate("b32"))
     low.emit("mov.b32", [link, low.constant(len(low.instructions) + 2, "b32")])
-    low.emit("bra", [], target=name)
+    low.emit("bra", [], target=Target("function", name))
     for variable, formal, given in zip(target.results, outs, results, strict=True):
         copy(low, low.find_memory(given)[1], formal, variable.size)
 
@@ -61,13 +62,14 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 @rule(
-    "membar", "fence", "nanosleep", "prefetch", "prefetchu", "discard", "applypriority", "pmevent"
+    *("membar", "fence", "nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
+    allow="sc acq_rel acquire release cta gpu cluster sys gl global local L1 L2 mask",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """Memory is sequentially consistent here, and there are no caches."""
     low.emit("nop", [])
 
 
-@rule("createpolicy")
+@rule("createpolicy", allow="fractional range cvt L2")
 def createpolicy(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("mov.b64", [low.value(operands[0], "b64"), low.constant(0, "b64")])

@@ -14,7 +14,7 @@ from .registers import (
     SHARED,
     SHARED_WINDOW,
 )
-from .rules import known, rule, values
+from .rules import FLOATS, integer_type, rule, values
 
 SPACES = {
     "global": GLOBAL,
@@ -25,35 +25,22 @@ SPACES = {
     "param": PARAM,
 }
 ORDERS = ("volatile", "relaxed", "acquire", "release", "acq_rel")
-SCOPES = ("cta", "gpu", "sys", "cluster")
-CACHES = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "noftz", "weak")
+PLACE = f"{' '.join(SPACES)} {' '.join(ORDERS)} cta gpu sys cluster"
 
 
-def split_colons(opcode: list[str]) -> list[str]:
-    """Cache hints (L1::evict_last, L2::128B, ...) change nothing here."""
-    return [part for part in opcode if not part.startswith(("L1::", "L2::", "level::"))]
-
-
-def space_of(low: Lowering, parts: list[str], variable: str | None) -> int:
+def space_of(parts: list[str], variable: str | None) -> int:
     named = next((SPACES[part] for part in parts if part in SPACES), GENERIC)
     if named == PARAM and variable == "local":
         return LOCAL  # the parameters of device functions
     return named
 
 
-def address_operands(low: Lowering, operand: str, space: int) -> tuple[int, int, bool]:
-    register, offset, wide, _ = low.address(operand)
-    return register, offset, wide
-
-
-@rule("ld", "ldu", "st")
+@rule("ld", "ldu", "st", allow=f"{PLACE} ca cg cs lu cv wb wt nc weak v2 v4 v8")
 def load_store(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    parts = split_colons(parts)
-    known(low, parts, *SPACES, *ORDERS, *SCOPES, *CACHES, "v2", "v4", "v8")
     kind = parts[-1]
     memory, value = operands[:2] if parts[0] == "st" else (operands[1], operands[0])
     register, offset, wide, variable = low.address(memory)
-    space = space_of(low, parts, variable)
+    space = space_of(parts, variable)
     elements = low.split(value[1:-1]) if value.startswith("{") else [value]
     size = SIZES[kind]
     into_wide = size < 8 and any(SIZES.get(low.kind(e) or kind) == 8 for e in elements)
@@ -71,19 +58,28 @@ ATOMICS = {
 }
 
 
-@rule("atom", "red")
+@rule("atom", "red", allow=f"{PLACE} {' '.join(ATOMICS)} noftz")
 def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    parts = split_colons(parts)
-    known(low, parts, *SPACES, *ORDERS, *SCOPES, *ATOMICS, "noftz", "async")
     kind = parts[-1]
     operation = next(part for part in parts[1:] if part in ATOMICS)
+    if kind in FLOATS and operation != "add" and (kind, operation) != ("f32", "exch"):
+        raise low.unsupported(f"{operation} of {kind}")
     if parts[0] == "red":
         operands = ["_", *operands]
+    operands = operands[: 4 if operation == "cas" else 3]  # without a cache policy
     register, offset, wide, variable = low.address(operands[1])
     registers = [low.value(operands[0], kind), register, *values(low, kind, operands[2:])]
-    name = "u" + kind[1:] if kind[0] == "b" and kind[1:].isdigit() else kind
-    space = space_of(low, parts, variable)
-    low.emit(f"atom.{name}", registers, space, SIZES[kind], 1, offset, wide, ATOMICS[operation])
+    space = space_of(parts, variable)
+    low.emit(
+        f"atom.{integer_type(kind)}",
+        registers,
+        space,
+        SIZES[kind],
+        1,
+        offset,
+        wide,
+        ATOMICS[operation],
+    )
 
 
 WINDOWS = {
@@ -96,22 +92,21 @@ WINDOWS = {
 }
 
 
-@rule("cvta")
+@rule("cvta", allow=f"to {' '.join(WINDOWS)}")
 def cvta(low: Lowering, parts: list[str], operands: list[str]) -> None:
     window = next(WINDOWS[part] for part in parts if part in WINDOWS)
     registers = values(low, "u64", operands)
     low.emit("cvta", registers, -window if "to" in parts else window)
 
 
-@rule("isspacep")
+@rule("isspacep", allow=" ".join(WINDOWS))
 def isspacep(low: Lowering, parts: list[str], operands: list[str]) -> None:
     registers = [low.value(operands[0], "pred"), low.value(operands[1], "u64")]
     low.emit("isspacep", registers, WINDOWS[parts[1]])
 
 
-@rule("cp")
+@rule("cp", allow=f"async ca cg {' '.join(SPACES)} commit_group wait_group wait_all")
 def cp(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    parts = split_colons(parts)
     name = ".".join(parts)
     if name == "cp.async.commit_group":
         return low.emit("cp.async.commit", [])
@@ -121,9 +116,8 @@ def cp(low: Lowering, parts: list[str], operands: list[str]) -> None:
         return low.emit("cp.async.wait_all", [])
     if parts[1] != "async" or parts[2] not in ("ca", "cg"):
         raise low.unsupported(f"instruction {name}")
-    known(low, parts, "async", "ca", "cg", "shared", "shared::cta", "global")
-    to, to_offset, to_wide = address_operands(low, operands[0], SHARED)
-    source, source_offset, _ = address_operands(low, operands[1], GLOBAL)
+    to, to_offset, to_wide, _ = low.address(operands[0])
+    source, source_offset, _, _ = low.address(operands[1])
     size = low.value(operands[3], "b32") if len(operands) > 3 else -1
     if len(operands) > 3 and low.kind(operands[3]) in ("b64", "u64"):
         size = -1  # a cache policy, not a size

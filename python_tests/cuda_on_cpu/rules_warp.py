@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from .lower import Lowering
-from .rules import known, rule, values
+from .rules import TYPES, pair, rule, values
 
 ALIGNED = -1  # in place of the operand that holds the member mask
 
@@ -14,19 +12,18 @@ def emit_sync(low: Lowering, name: str, registers: list[int], mask: int, *immedi
     low.emit(name, registers, *immediates, *[0] * (5 - len(immediates)), mask)
 
 
-@rule("shfl")
+@rule("shfl", allow="sync up down bfly idx")
 def shfl(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "sync", "up", "down", "bfly", "idx")
     if parts[1] != "sync":
         raise low.unsupported("shfl without .sync")
-    d, _, p = operands[0].partition("|")
-    registers = [low.value(d, "b32"), low.value(p, "pred") if p else -1]
-    registers += values(low, "b32", operands[1:])
+    registers = [*pair(low, operands[0]), *values(low, "b32", operands[1:])]
     emit_sync(low, "shfl", registers, 5, ("up", "down", "bfly", "idx").index(parts[2]))
 
 
-@rule("vote")
+@rule("vote", allow="sync all any uni ballot")
 def vote(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if parts[1] != "sync":
+        raise low.unsupported("vote without .sync")
     mode = ("all", "any", "uni", "ballot").index(parts[2])
     p = operands[1]
     registers = [
@@ -37,29 +34,23 @@ def vote(low: Lowering, parts: list[str], operands: list[str]) -> None:
     emit_sync(low, "vote", registers, 2, mode, p.startswith("!"))
 
 
-@rule("match")
+@rule("match", allow="sync any all")
 def match(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    d, _, p = operands[0].partition("|")
-    registers = [
-        low.value(d, "b32"),
-        low.value(p, "pred") if p else -1,
-        low.value(operands[1], parts[-1]),
-        low.value(operands[2], "b32"),
-    ]
+    registers = pair(low, operands[0])
+    registers += [low.value(operands[1], parts[-1]), low.value(operands[2], "b32")]
     emit_sync(low, f"match.{parts[-1]}", registers, 3, parts[1] == "all")
 
 
-@rule("redux")
+@rule("redux", allow="sync add min max and or xor")
 def redux(low: Lowering, parts: list[str], operands: list[str]) -> None:
     operation = ("add", "min", "max", "and", "or", "xor").index(parts[2])
     kind = "s32" if parts[-1] == "s32" else "u32"
     emit_sync(low, f"redux.{kind}", values(low, "b32", operands), 2, operation)
 
 
-@rule("elect")
+@rule("elect", allow="sync")
 def elect(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    d, _, p = operands[0].partition("|")
-    registers = [low.value(d, "b32"), low.value(p, "pred"), low.value(operands[1], "b32")]
+    registers = [*pair(low, operands[0]), low.value(operands[1], "b32")]
     emit_sync(low, "elect", registers, 2)
 
 
@@ -68,12 +59,11 @@ def activemask(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("activemask", [low.value(operands[0], "b32")])
 
 
-@rule("bar", "barrier")
+@rule("bar", "barrier", allow="cta warp sync arrive red popc and or aligned")
 def bar(low: Lowering, parts: list[str], operands: list[str]) -> None:
     parts = [part for part in parts if part != "cta"]
     if parts[1] == "warp":
         return emit_sync(low, "bar.warp", values(low, "b32", operands), 0)
-    known(low, parts, "sync", "arrive", "red", "popc", "and", "or", "aligned")
     # "bar" is "barrier.aligned".
     mask = ALIGNED if parts[0] == "bar" or "aligned" in parts else 0
     result, predicate, negated = -1, -1, False
@@ -93,43 +83,43 @@ def bar(low: Lowering, parts: list[str], operands: list[str]) -> None:
     emit_sync(low, "barrier", [identity, threads, result, predicate], ALIGNED, mode, negated)
 
 
-@rule("ldmatrix", "stmatrix")
+@rule(*("ldmatrix", "stmatrix"), allow="sync aligned m8n8 x1 x2 x4 trans shared shared::cta")
 def matrix(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta")
     if parts[-1] != "b16":
         raise low.unsupported(f"matrices of {parts[-1]}")
-    store = parts[0] == "stmatrix"
-    memory, vector = operands if store else reversed(operands)
+    memory, vector = operands if parts[0] == "stmatrix" else reversed(operands)
     elements = low.split(vector[1:-1]) if vector.startswith("{") else [vector]
     register, offset, wide, _ = low.address(memory)
     registers = [register, *values(low, "b32", elements)]
-    emit_sync(
-        low, "matrix.move", registers, ALIGNED, len(elements), "trans" in parts, offset, wide, store
-    )
+    transposed = "trans" in parts
+    emit_sync(low, parts[0], registers, ALIGNED, len(elements), transposed, offset, wide)
 
 
-@rule("movmatrix")
+@rule("movmatrix", allow="sync aligned m8n8 trans")
 def movmatrix(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(low, parts, "sync", "aligned", "m8n8", "trans")
     emit_sync(low, "matrix.transpose", values(low, "b32", operands), ALIGNED)
 
 
-ELEMENTS = {n: i for i, n in enumerate(["f16", "bf16", "tf32", "s8", "u8", "f32", "s32", "f64"])}
+# Of m16n8kK: the K of each type of A and B, and what C and D may be.
+SHAPES = {
+    "f16": ((8, 16), ("f32", "f16")),
+    "bf16": ((8, 16), ("f32",)),
+    "tf32": ((4, 8), ("f32",)),
+    "s8": ((16, 32), ("s32",)),
+    "u8": ((16, 32), ("s32",)),
+}
 
 
-@rule("mma")
+@rule("mma", allow="sync aligned row col satfinite m16n8k4 m16n8k8 m16n8k16 m16n8k32")
 def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    known(
-        low, parts, "sync", "aligned", "row", "col", "satfinite", *(p for p in parts if p[0] == "m")
-    )
-    shape = re.search(r"m16n8k(\d+)", ".".join(parts))
-    accumulator, a, b, c = parts[-4:]
-    supported = accumulator == c and accumulator in ("f32", "f16", "s32") and a in ELEMENTS
-    if not shape or "row" not in parts or "col" not in parts or not supported or b not in ELEMENTS:
+    d, a, b, c = parts[-4:]
+    k = int(parts[3].removeprefix("m16n8k"))
+    depths, accumulators = SHAPES[a]
+    integers = a in ("s8", "u8")
+    if parts[4:6] != ["row", "col"] or k not in depths or d != c or d not in accumulators:
         raise low.unsupported("shape or types")
-    if ELEMENTS[a] > 4 or ELEMENTS[b] > 4:
-        raise low.unsupported("types")
+    if a != b and not (integers and b in ("s8", "u8")):
+        raise low.unsupported(f"{a} times {b}")
     registers = [r for vector in operands for r in values(low, "b32", low.split(vector[1:-1]))]
-    k, saturate = int(shape[1]), "satfinite" in parts
-    immediates = (k, ELEMENTS[a], ELEMENTS[b], ELEMENTS[accumulator], saturate)
-    emit_sync(low, "mma", registers, ALIGNED, *immediates)
+    saturate = "satfinite" in parts
+    emit_sync(low, "mma", registers, ALIGNED, k, TYPES[a], TYPES[b], TYPES[d], saturate)

@@ -136,3 +136,34 @@ def test_sat_clamps_f16():
     a = torch.tensor([-1.0, 0.5, 2.0, math.nan], dtype=torch.float16)
     got = run_on("add.sat.f16 d, a, b;", "f16", a, torch.zeros_like(a))
     assert got.tolist() == [0.0, 0.5, 1.0, 0.0]
+
+
+TINY = [0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x8400, 0x3C00, 0x0000]  # of f16, two normal
+
+
+def flushed(bits):
+    return bits & 0x8000 if bits & 0x7C00 == 0 else bits
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "mul", "min", "max", "neg", "abs"])
+@pytest.mark.parametrize("packed", ["", "x2"])
+def test_ftz_flushes_subnormal_f16_operands_and_results(name, packed):
+    """With operands flushed beforehand, ftz may only flush the result."""
+    rows = list(itertools.product(TINY, TINY))
+    a, b = ([pair[i] for pair in rows] for i in (0, 1))
+    kind = "u32" if packed else "u16"
+    widen = (lambda x: [v | 0x3C00 << 16 for v in x]) if packed else list
+    code = f"{name}{{}}.f16{packed} d, a" + (";" if name in ("neg", "abs") else ", b;")
+    got = run(code.format(".ftz"), kind, (kind, widen(a)), (kind, widen(b)))
+    plain = [widen([flushed(v) for v in x]) for x in (a, b)]
+    want = run(code.format(""), kind, *((kind, x) for x in plain))
+    low = [flushed(v & 0xFFFF) for v in want]
+    assert [v & 0xFFFF for v in got] == low
+    assert got != run(code.format(""), kind, (kind, widen(a)), (kind, widen(b)))
+
+
+def test_setp_ftz_f16_compares_subnormals_as_zeros():
+    a, b = [0x0001, 0x8001, 0x0400, 0x03FF], [0x0000, 0x0000, 0x0000, 0x8001]
+    compare = "setp.{}eq{}.f16 p0, a, b; selp.u32 d, 1, 0, p0;"
+    assert run(compare.format("", ".ftz"), "u32", ("u16", a), ("u16", b)) == [1, 1, 0, 1]
+    assert run(compare.format("", ""), "u32", ("u16", a), ("u16", b)) == [0, 0, 0, 0]

@@ -113,16 +113,6 @@ def test_saturating_add_and_sub():
         assert got == want
 
 
-def test_carry_chain_adds_and_subtracts_64_bits():
-    a, b = operands("u64")
-    split = "mov.b64 {t0, t1}, a; mov.b64 {t2, t3}, b;"
-    add = split + "add.cc.u32 t0, t0, t2; addc.u32 t1, t1, t3; mov.b64 d, {t0, t1};"
-    sub = split + "sub.cc.u32 t0, t0, t2; subc.u32 t1, t1, t3; mov.b64 d, {t0, t1};"
-    inputs = [("u64", a), ("u64", b)]
-    assert run(add, "u64", *inputs) == [unsigned(x + y, 64) for x, y in zip(a, b, strict=True)]
-    assert run(sub, "u64", *inputs) == [unsigned(x - y, 64) for x, y in zip(a, b, strict=True)]
-
-
 SHIFTS = [0, 1, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 1 << 31, (1 << 32) - 1]
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from cuda_on_cpu.errors import Misaligned
-from cuda_on_cpu.ptx_snippets import at, launch, zeros
+from cuda_on_cpu.ptx_snippets import at, launch
 
 LANES = range(32)
 
@@ -175,64 +174,3 @@ def test_mixed_signs_and_saturation():
     assert torch.equal(got.double(), want.clamp(-(2**31), 2**31 - 1))
     got = multiply(shape, a, b, c, "s32.s8.u8.s32")
     assert torch.equal(got.double(), (want + 2**31) % 2**32 - 2**31)
-
-
-TILES = ".shared .align 16 .b8 tiles[2048];"
-STRIDE = 48  # bytes between rows: a padded tile
-
-
-def load_matrices(count, trans, rows):
-    """Lanes store 16-bit numbers 0.. in a padded tile; lane i points at its row ``rows[i]``."""
-    g = torch.tensor(rows, dtype=torch.int32)
-    out = zeros(32 * count)
-    registers = ", ".join(f"t{i}" for i in range(count))
-    fill = "".join(
-        f"mad.lo.u32 t1, tid, 8, {2 * i}; add.u32 t2, t1, 1; shl.b32 t2, t2, 16; or.b32 t2, t2, t1;"
-        f"st.shared.u32 [t0+{4 * i}], t2;"
-        for i in range(4)
-    )
-    body = f"mov.u32 t0, tiles; mad.lo.u32 t0, tid, {STRIDE}, t0; {fill} bar.warp.sync 0xffffffff;"
-    body += (
-        at("g0", 4) + f"ld.global.u32 t1, [x0]; mov.u32 t0, tiles; mad.lo.u32 t6, t1, {STRIDE}, t0;"
-    )
-    body += f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{registers}}}, [t6];"
-    body += at("g1", 4 * count)
-    body += "".join(f"st.global.u32 [x0+{4 * i}], t{i};" for i in range(count))
-    launch(body, g, out, outside=TILES)
-    return out.view(torch.int16).view(32, count, 2).tolist()
-
-
-@pytest.mark.parametrize("trans", ["", ".trans"])
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_ldmatrix(count, trans):
-    """Addresses of lanes beyond ``8 * count`` are not looked at."""
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(106)).tolist()
-    rows = order[: 8 * count] + [1 << 20] * (32 - 8 * count)
-    got = load_matrices(count, trans, rows)
-    for lane in LANES:
-        for m in range(count):
-            pair = [(lane // 4, lane % 4 * 2 + j) for j in range(2)]
-            if trans:
-                pair = [(c, r) for r, c in pair]
-            assert got[lane][m] == [8 * rows[8 * m + r] + c for r, c in pair], (lane, m)
-
-
-def test_ldmatrix_rows_must_start_at_16_bytes():
-    for offset in (0, 8):
-        body = f"""mov.u32 t0, tiles; mad.lo.u32 t1, tid, 16, t0; st.shared.u64 [t1], 0;
-            st.shared.u64 [t1+8], 0; bar.warp.sync 0xffffffff; add.u32 t1, t1, {offset};
-            ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{t2}}, [t1];"""
-        if offset == 0:
-            launch(body, outside=TILES)
-        else:
-            with pytest.raises(Misaligned):
-                launch(body, outside=TILES)
-
-
-def test_movmatrix_transposes():
-    data, out = torch.arange(64, dtype=torch.int16), torch.zeros(64, dtype=torch.int16)
-    body = at("g0", 4) + at("g1", 4, "x1") + "ld.global.b32 t0, [x0];"
-    launch(
-        body + "movmatrix.sync.aligned.m8n8.trans.b16 t1, t0; st.global.b32 [x1], t1;", data, out
-    )
-    assert torch.equal(out.view(8, 8), data.view(8, 8).T)

@@ -94,9 +94,7 @@ void predicates() {
     using F = decltype(f);
     add(name, [](Warp& w, const Inst& i, uint32_t mask) {
       const int32_t* o = operands(w, i);
-      uint32_t& d = predicate(w, o[0]);
-      const uint32_t value = F{}(predicate(w, o[1]), i.count > 2 ? predicate(w, o[2]) : 0);
-      d = (d & ~mask) | (value & mask);
+      set_predicate(w, o[0], mask, F{}(predicate(w, o[1]), i.count > 2 ? predicate(w, o[2]) : 0));
     });
   };
   binary("and.pred", [](uint32_t a, uint32_t b) { return a & b; });

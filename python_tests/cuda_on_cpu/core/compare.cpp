@@ -7,8 +7,6 @@
 namespace emu {
 namespace {
 
-float flush(float x) { return x != 0 && std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
-
 enum Compare { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan_ };
 
 template <class T>
@@ -46,12 +44,10 @@ bool compare(int c, T a, T b) {
   }
 }
 
+// What is compared: an integer as it is, a float flushed if asked.
 template <class T>
-T value_of(const Warp& w, int32_t offset, int lane, bool ftz) {
-  T x = get<T>(w, offset, lane);
-  if constexpr (std::is_same_v<T, float>) {
-    if (ftz) x = flush(x);
-  }
+T operand(T x, bool ftz) {
+  if constexpr (std::is_same_v<T, float>) return ftz ? flush(x) : x;
   return x;
 }
 
@@ -62,14 +58,12 @@ struct BfloatValue {
   uint16_t bits;
 };
 
+float operand(HalfValue x, bool ftz) { return decode_half(ftz ? flush16(kHalf, x.bits) : x.bits); }
+float operand(BfloatValue x, bool ftz) { return decode_bfloat(ftz ? flush16(kBfloat, x.bits) : x.bits); }
+
 template <class T>
-auto comparable(T x) {
-  if constexpr (std::is_same_v<T, HalfValue>)
-    return decode_half(x.bits);
-  else if constexpr (std::is_same_v<T, BfloatValue>)
-    return decode_bfloat(x.bits);
-  else
-    return x;
+bool holds(const Inst& i, T a, T b) {
+  return compare(i.imm[0], operand(a, i.imm[3]), operand(b, i.imm[3]));
 }
 
 // p|q = compare(a, b) combined with c. imm: [0] comparison, [1] none, and, or, xor, [2] c negated, [3] ftz.
@@ -80,8 +74,7 @@ void setp(Warp& w, const Inst& i, uint32_t mask) {
   uint32_t result = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
-    const T a = value_of<T>(w, o[2], lane, i.imm[3]), b = value_of<T>(w, o[3], lane, i.imm[3]);
-    result |= static_cast<uint32_t>(compare(i.imm[0], comparable(a), comparable(b))) << lane;
+    result |= static_cast<uint32_t>(holds(i, get<T>(w, o[2], lane), get<T>(w, o[3], lane))) << lane;
   }
   uint32_t inverse = ~result;
   if (i.imm[1]) {
@@ -89,10 +82,8 @@ void setp(Warp& w, const Inst& i, uint32_t mask) {
     const auto combine = [&](uint32_t x) { return i.imm[1] == 1 ? x & c : i.imm[1] == 2 ? x | c : x ^ c; };
     result = combine(result), inverse = combine(inverse);
   }
-  const auto put = [&](int32_t offset, uint32_t value) {
-    if (offset >= 0) predicate(w, offset) = (predicate(w, offset) & ~mask) | (value & mask);
-  };
-  put(o[0], result), put(o[1], inverse);
+  set_predicate(w, o[0], mask, result);
+  set_predicate(w, o[1], mask, inverse);
 }
 
 // p for the lower halves, q for the upper ones.
@@ -104,9 +95,9 @@ void setp_pair(Warp& w, const Inst& i, uint32_t mask) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const T a{static_cast<uint16_t>(get<uint32_t>(w, o[2], lane) >> (16 * half))};
       const T b{static_cast<uint16_t>(get<uint32_t>(w, o[3], lane) >> (16 * half))};
-      result |= static_cast<uint32_t>(compare(i.imm[0], comparable(a), comparable(b))) << lane;
+      result |= static_cast<uint32_t>(holds(i, a, b)) << lane;
     }
-    if (o[half] >= 0) predicate(w, o[half]) = (predicate(w, o[half]) & ~mask) | (result & mask);
+    set_predicate(w, o[half], mask, result);
   }
 }
 
@@ -116,8 +107,7 @@ void set_value(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
-    const T a = value_of<T>(w, o[1], lane, i.imm[3]), b = value_of<T>(w, o[2], lane, i.imm[3]);
-    const bool is = compare(i.imm[0], comparable(a), comparable(b));
+    const bool is = holds(i, get<T>(w, o[1], lane), get<T>(w, o[2], lane));
     set<uint32_t>(w, o[0], lane, !is ? 0 : i.imm[4] ? 0x3f800000u : ~0u);
   }
 }

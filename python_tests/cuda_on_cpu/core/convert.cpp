@@ -7,52 +7,10 @@
 namespace emu {
 namespace {
 
-enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32, kTypes };
-
 constexpr bool is_float(int t) { return t >= f16; }
 constexpr bool is_signed(int t) { return t == s8 || t == s16 || t == s32 || t == s64; }
-constexpr int bits_of(int t) {
-  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32};
-  return table[t];
-}
-
 uint64_t raw(const Warp& w, int32_t offset, int lane, int type) {
   return bits_of(type) == 64 ? get<uint64_t>(w, offset, lane) : get<uint32_t>(w, offset, lane);
-}
-
-long double decode(uint64_t bits, int type) {
-  switch (type) {
-    case u8:
-      return static_cast<uint8_t>(bits);
-    case s8:
-      return static_cast<int8_t>(bits);
-    case u16:
-      return static_cast<uint16_t>(bits);
-    case s16:
-      return static_cast<int16_t>(bits);
-    case u32:
-      return static_cast<uint32_t>(bits);
-    case s32:
-      return static_cast<int32_t>(bits);
-    case u64:
-      return bits;
-    case s64:
-      return static_cast<int64_t>(bits);
-    case f16:
-      return decode_half(bits);
-    case bf16:
-      return decode_bfloat(bits);
-    case f64: {
-      double x;
-      std::memcpy(&x, &bits, 8);
-      return x;
-    }
-    default: {
-      float x;
-      std::memcpy(&x, &bits, 4);
-      return x;
-    }
-  }
 }
 
 const Format& format_of(int type) {
@@ -84,8 +42,6 @@ uint64_t encode(long double x, int type) {
   return bits;
 }
 
-long double flush(long double x) { return x != 0 && fabsl(x) < 0x1p-126L ? copysignl(0, x) : x; }
-
 uint64_t to_integer(long double x, int type, int mode, int from) {
   if (std::isnan(x)) return bits_of(type) == 64 || from == f64 ? 1ull << (bits_of(type) - 1) : 0;
   const int bits = bits_of(type);
@@ -110,11 +66,11 @@ uint64_t convert(const Inst& i, uint64_t bits) {
   const bool ftz = i.imm[3] & 1, sat = i.imm[3] & 2, relu = i.imm[3] & 4, integral = i.imm[3] & 8;
   if (!is_float(to) && !is_float(from)) return integer_to_integer(bits, from, to, sat);
   long double x = decode(bits, from);
-  if (ftz && from == f32) x = flush(x);
+  if (ftz && from == f32) x = flush(static_cast<float>(x));
   if (!is_float(to)) return to_integer(x, to, mode, from);
   if (integral) x = to_integral(x, mode);
   x = round_to(format_of(to), x, integral ? int{kNearest} : mode);
-  if (ftz && to == f32) x = flush(x);
+  if (ftz && to == f32) x = flush(static_cast<float>(x));
   if (sat) x = std::isnan(x) || x < 0 ? 0 : std::min(x, 1.0L);
   if (relu && !std::isnan(x) && x < 0) x = 0;
   return encode(x, to);
@@ -146,23 +102,23 @@ void cvt_pair(Warp& w, const Inst& i, uint32_t mask) {
 // imm: [0] how many parts, [1] bits of each. Operands: the whole, then the parts from the lowest.
 void pack(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
-  const int parts = i.imm[0], bits = i.imm[1];
+  const int parts = i.imm[0], bits = i.imm[1], all = parts * bits;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     uint64_t whole = 0;
     for (int p = 0; p < parts; ++p) {
       whole |= (get<uint32_t>(w, o[1 + p], lane) & ((1ull << bits) - 1)) << (p * bits);
     }
-    parts* bits == 64 ? set<uint64_t>(w, o[0], lane, whole) : set<uint32_t>(w, o[0], lane, whole);
+    all == 64 ? set<uint64_t>(w, o[0], lane, whole) : set<uint32_t>(w, o[0], lane, whole);
   }
 }
 
 void unpack(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
-  const int parts = i.imm[0], bits = i.imm[1];
+  const int parts = i.imm[0], bits = i.imm[1], all = parts * bits;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
-    const uint64_t whole = parts * bits == 64 ? get<uint64_t>(w, o[0], lane) : get<uint32_t>(w, o[0], lane);
+    const uint64_t whole = all == 64 ? get<uint64_t>(w, o[0], lane) : get<uint32_t>(w, o[0], lane);
     for (int p = 0; p < parts; ++p) {
       if (o[1 + p] >= 0) set<uint32_t>(w, o[1 + p], lane, whole >> (p * bits) & ((1ull << bits) - 1));
     }

@@ -22,20 +22,14 @@ void cp_async(Warp& w, const Inst& i, uint32_t mask) {
     copy.global = get<uint64_t>(w, o[1], lane) + i.imm[2];
     copy.source_bytes = o[2] >= 0 ? get<uint32_t>(w, o[2], lane) : copy.bytes;
     if (copy.source_bytes > copy.bytes) fault(kInvalid, lane, "cp.async of more source bytes than bytes");
-    if (copy.shared + copy.bytes > w.block->shared.size()) {
-      fault(kOutOfBounds, lane, "cp.async to shared memory at %u of %zu", copy.shared, w.block->shared.size());
-    }
-    if (copy.shared % copy.bytes) fault(kMisaligned, lane, "cp.async to a misaligned shared address %u", copy.shared);
     if (copy.global % copy.bytes) fault(kMisaligned, lane, "cp.async from a misaligned global address");
-    if (copy.source_bytes) {
-      access(w, lane, Space::generic, copy.global, copy.source_bytes == copy.bytes ? copy.bytes : 1, false);
-      if (copy.source_bytes != copy.bytes) {
-        access(w, lane, Space::generic, copy.global + copy.source_bytes - 1, 1, false);
-      }
+    const uint32_t step = copy.source_bytes == copy.bytes ? copy.bytes : 1;
+    for (uint32_t at = 0; at < copy.source_bytes; at += step) {
+      access(w, lane, Space::global, copy.global + at, step, {.write = false});
       reading |= 1u << lane;
     }
+    access(w, lane, Space::shared, copy.shared, copy.bytes, {.write = true});
     from[lane] = copy.global, to[lane] = copy.shared;
-    touch_shared(w, lane, copy.shared, copy.bytes, true, false);
     mark_pending(w, copy, 1);
     w.copies.push_back(copy);
   }
@@ -45,8 +39,7 @@ void cp_async(Warp& w, const Inst& i, uint32_t mask) {
 
 void land(Warp& w, const PendingCopy& copy) {
   mark_pending(w, copy, -1);
-  touch_shared(w, copy.lane, copy.shared, copy.bytes, true, false);
-  uint8_t* to = w.block->shared.data() + copy.shared;
+  uint8_t* to = access(w, copy.lane, Space::shared, copy.shared, copy.bytes, {.write = true});
   std::memset(to, 0, copy.bytes);
   if (copy.source_bytes) std::memcpy(to, reinterpret_cast<const uint8_t*>(copy.global), copy.source_bytes);
 }

@@ -9,11 +9,6 @@ namespace emu {
 namespace {
 
 template <class T>
-T flush(T x) {
-  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(T{0}, x) : x;
-}
-
-template <class T>
 T saturate(T x) {
   return std::isnan(x) || x < 0 ? T{0} : std::min(x, T{1});
 }
@@ -106,8 +101,7 @@ void arithmetic(const std::string& t) {
                             c == FP_NAN,
                             c == FP_NORMAL,
                             c == FP_SUBNORMAL};
-      uint32_t& d = predicate(w, o[0]);
-      d = (d & ~(1u << lane)) | static_cast<uint32_t>(tests[i.imm[0]]) << lane;
+      set_predicate(w, o[0], 1u << lane, tests[i.imm[0]] ? ~0u : 0);
     }
   });
 }
@@ -120,11 +114,11 @@ struct Narrow {
   // Exact sums and products of narrow values may need more than 64 bits: cut to odd, then rounded once.
   static uint16_t round(const Inst& i, long double x) {
     long double out = round_to(format, x, i.imm[0]);
-    if (i.imm[1] && out != 0 && fabsl(out) < ldexpl(1, format.min_exponent)) out = copysignl(0, out);
     if (i.imm[2]) out = std::isnan(out) || out < 0 ? 0 : std::min(out, 1.0L);
     if (i.imm[3] && !std::isnan(out) && out < 0) out = 0;  // relu
-    return encode16(format, out);
+    return maybe_flush(i, encode16(format, out));
   }
+  static uint16_t maybe_flush(const Inst& i, uint16_t bits) { return i.imm[1] ? flush16(format, bits) : bits; }
   static uint16_t add(const Inst& i, uint16_t a, uint16_t b) {
     return round(i, to_odd([&] { return static_cast<long double>(decode(a)) + decode(b); }));
   }
@@ -150,43 +144,24 @@ struct Narrow {
 };
 
 // The function on one value, and on the two halves of a pair.
-template <auto kFunction, class... A>
+template <class N, auto kFunction, class... Pairs>
 void narrow(const std::string& name) {
-  lanes_with<uint16_t, A...>(name, [](const Inst& i, A... a) -> uint16_t { return kFunction(i, a...); });
-}
-
-template <auto kFunction>
-void pair1(const std::string& name) {
-  lanes_with<uint32_t, uint32_t>(name + "x2", [](const Inst& i, uint32_t a) {
-    return kFunction(i, a) | static_cast<uint32_t>(kFunction(i, a >> 16)) << 16;
+  lanes_with<uint32_t, Pairs...>(name + "x2", [](const Inst& i, Pairs... a) {
+    const uint32_t low = kFunction(i, N::maybe_flush(i, a)...), high = kFunction(i, N::maybe_flush(i, a >> 16)...);
+    return low | high << 16;
   });
-  narrow<kFunction, uint16_t>(name);
-}
-
-template <auto kFunction>
-void pair2(const std::string& name) {
-  lanes_with<uint32_t, uint32_t, uint32_t>(name + "x2", [](const Inst& i, uint32_t a, uint32_t b) {
-    return kFunction(i, a, b) | static_cast<uint32_t>(kFunction(i, a >> 16, b >> 16)) << 16;
-  });
-  narrow<kFunction, uint16_t, uint16_t>(name);
-}
-
-template <auto kFunction>
-void pair3(const std::string& name) {
-  lanes_with<uint32_t, uint32_t, uint32_t, uint32_t>(
-      name + "x2", [](const Inst& i, uint32_t a, uint32_t b, uint32_t c) {
-        return kFunction(i, a, b, c) | static_cast<uint32_t>(kFunction(i, a >> 16, b >> 16, c >> 16)) << 16;
-      });
-  narrow<kFunction, uint16_t, uint16_t, uint16_t>(name);
+  lanes_with<uint16_t, Pairs...>(
+      name, [](const Inst& i, Pairs... a) -> uint16_t { return kFunction(i, N::maybe_flush(i, a)...); });
 }
 
 template <bool kIsHalf>
 void narrow_arithmetic(const std::string& t) {
   using N = Narrow<kIsHalf>;
-  pair2<N::add>("add." + t), pair2<N::sub>("sub." + t), pair2<N::mul>("mul." + t);
-  pair2<N::min>("min." + t), pair2<N::max>("max." + t);
-  pair1<N::neg>("neg." + t), pair1<N::abs>("abs." + t), pair1<N::ex2>("ex2." + t), pair1<N::tanh>("tanh." + t);
-  pair3<N::fma>("fma." + t);
+  using P = uint32_t;
+  narrow<N, N::add, P, P>("add." + t), narrow<N, N::sub, P, P>("sub." + t), narrow<N, N::mul, P, P>("mul." + t);
+  narrow<N, N::min, P, P>("min." + t), narrow<N, N::max, P, P>("max." + t), narrow<N, N::fma, P, P, P>("fma." + t);
+  narrow<N, N::neg, P>("neg." + t), narrow<N, N::abs, P>("abs." + t);
+  narrow<N, N::ex2, P>("ex2." + t), narrow<N, N::tanh, P>("tanh." + t);
 }
 
 const bool registered = [] {

@@ -92,6 +92,62 @@ long double to_odd(F f) {
   return out;
 }
 
+template <class T>
+T flush(T x) {
+  return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(T{0}, x) : x;
+}
+
+// A subnormal f16 or bf16 becomes a zero of its sign.
+inline uint16_t flush16(const Format& f, uint16_t bits) {
+  const uint16_t exponent = ((1 << f.exponent_bits) - 1) << (f.precision - 1);
+  return bits & exponent ? bits : bits & 0x8000;
+}
+
+// As rules.py numbers them.
+enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32 };
+
+constexpr int bits_of(int type) {
+  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32};
+  return table[type];
+}
+
+// The value of the low bits, which is exact.
+inline long double decode(uint64_t bits, int type) {
+  switch (type) {
+    case u8:
+      return static_cast<uint8_t>(bits);
+    case s8:
+      return static_cast<int8_t>(bits);
+    case u16:
+      return static_cast<uint16_t>(bits);
+    case s16:
+      return static_cast<int16_t>(bits);
+    case u32:
+      return static_cast<uint32_t>(bits);
+    case s32:
+      return static_cast<int32_t>(bits);
+    case u64:
+      return bits;
+    case s64:
+      return static_cast<int64_t>(bits);
+    case f16:
+      return decode_half(bits);
+    case bf16:
+      return decode_bfloat(bits);
+    case f64: {
+      double x;
+      std::memcpy(&x, &bits, 8);
+      return x;
+    }
+    default: {
+      const uint32_t kept = type == tf32 ? bits & 0xffffe000 : bits;
+      float x;
+      std::memcpy(&x, &kept, 4);
+      return x;
+    }
+  }
+}
+
 inline float canonical(float x) {
   if (!std::isnan(x)) return x;
   const uint32_t bits = 0x7fffffff;

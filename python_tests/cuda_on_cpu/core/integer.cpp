@@ -26,19 +26,7 @@ T mul_hi(T a, T b) {
   return static_cast<T>(static_cast<Double>(a) * static_cast<Double>(b) >> (8 * sizeof(T)));
 }
 
-template <class T>
-T saturated_add(T a, T b) {
-  T sum;
-  if (!__builtin_add_overflow(a, b, &sum)) return sum;
-  return a < 0 ? std::numeric_limits<T>::min() : std::numeric_limits<T>::max();
-}
-
-template <class T>
-T saturated_sub(T a, T b) {
-  T difference;
-  if (!__builtin_sub_overflow(a, b, &difference)) return difference;
-  return a < 0 ? std::numeric_limits<T>::min() : std::numeric_limits<T>::max();
-}
+int32_t saturate(int64_t x) { return static_cast<int32_t>(std::clamp<int64_t>(x, INT32_MIN, INT32_MAX)); }
 
 template <class T>
 T divide(T a, T b) {
@@ -122,38 +110,26 @@ void arithmetic(const std::string& t) {
   }
 }
 
-// mad.cc, madc. Operands: d, a, b, c, the carry. imm: [0] reads it, [1] writes it, [2] the product's high half.
-template <class T>
-void multiply_carrying(const std::string& t) {
-  add("carry.mad." + t, [](Warp& w, const Inst& i, uint32_t mask) {
+// add.cc, addc, sub.cc, subc: d, a, b, the carry; mad.cc, madc: d, a, b, c, the carry. imm: [0] reads the carry,
+// [1] writes it, [2] subtracts, or takes the product's high half.
+template <class T, bool kMultiplies>
+void carrying(const std::string& name) {
+  add(name, [](Warp& w, const Inst& i, uint32_t mask) {
     const int32_t* o = operands(w, i);
-    uint32_t& carry = predicate(w, o[4]);
+    const int32_t carry = o[kMultiplies ? 4 : 3];
     for (int lane = 0; lane < kLanes; ++lane) {
       if (!has(mask, lane)) continue;
       const T a = get<T>(w, o[1], lane), b = get<T>(w, o[2], lane);
-      const unsigned __int128 product = i.imm[2] ? mul_hi(a, b) : mul_lo(a, b);
-      const unsigned __int128 out = product + get<T>(w, o[3], lane) + (i.imm[0] && has(carry, lane));
+      const unsigned in = i.imm[0] && has(predicate(w, carry), lane);
+      unsigned __int128 out;
+      if constexpr (kMultiplies) {
+        out = static_cast<unsigned __int128>(i.imm[2] ? mul_hi(a, b) : mul_lo(a, b)) + get<T>(w, o[3], lane) + in;
+      } else {
+        const unsigned __int128 wide = a;
+        out = i.imm[2] ? wide - b - in : wide + b + in;
+      }
       set<T>(w, o[0], lane, static_cast<T>(out));
-      const uint32_t bit = out >> (8 * sizeof(T)) & 1;
-      if (i.imm[1]) carry = (carry & ~(1u << lane)) | bit << lane;
-    }
-  });
-}
-
-// add.cc, addc, sub.cc, subc. Operands: d, a, b, the carry. imm: [0] reads it, [1] writes it, [2] subtracts.
-template <class T>
-void carrying(const std::string& t) {
-  add("carry." + t, [](Warp& w, const Inst& i, uint32_t mask) {
-    const int32_t* o = operands(w, i);
-    uint32_t& carry = predicate(w, o[3]);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (!has(mask, lane)) continue;
-      const unsigned __int128 a = get<T>(w, o[1], lane), b = get<T>(w, o[2], lane);
-      const unsigned in = i.imm[0] && has(carry, lane);
-      const unsigned __int128 out = i.imm[2] ? a - b - in : a + b + in;
-      set<T>(w, o[0], lane, static_cast<T>(out));
-      const uint32_t bit = out >> (8 * sizeof(T)) & 1;
-      if (i.imm[1]) carry = (carry & ~(1u << lane)) | bit << lane;
+      if (i.imm[1]) set_predicate(w, carry, 1u << lane, out >> (8 * sizeof(T)) & 1 ? ~0u : 0);
     }
   });
 }
@@ -169,10 +145,10 @@ uint32_t dot4(const Inst& i, uint32_t a, uint32_t b, uint32_t c) {
 const bool registered = [] {
   arithmetic<uint16_t>("u16"), arithmetic<int16_t>("s16"), arithmetic<uint32_t>("u32");
   arithmetic<int32_t>("s32"), arithmetic<uint64_t>("u64"), arithmetic<int64_t>("s64");
-  multiply_carrying<uint32_t>("u32"), multiply_carrying<uint64_t>("u64");
-  carrying<uint32_t>("u32"), carrying<uint64_t>("u64");
-  lanes<int32_t, int32_t, int32_t>("sub.sat.s32", [](int32_t a, int32_t b) { return saturated_sub(a, b); });
-  lanes<int32_t, int32_t, int32_t>("add.sat.s32", [](int32_t a, int32_t b) { return saturated_add(a, b); });
+  carrying<uint32_t, false>("carry.u32"), carrying<uint64_t, false>("carry.u64");
+  carrying<uint32_t, true>("carry.mad.u32"), carrying<uint64_t, true>("carry.mad.u64");
+  lanes<int32_t, int32_t, int32_t>("add.sat.s32", [](int64_t a, int64_t b) { return saturate(a + b); });
+  lanes<int32_t, int32_t, int32_t>("sub.sat.s32", [](int64_t a, int64_t b) { return saturate(a - b); });
   lanes_with<uint32_t, uint32_t, uint32_t, uint32_t>(
       "dp4a", [](const Inst& i, uint32_t a, uint32_t b, uint32_t c) { return dot4(i, a, b, c); });
   return true;

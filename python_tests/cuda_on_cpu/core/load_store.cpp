@@ -40,10 +40,11 @@ void count_all(Warp& w, const Inst& i, int32_t reg, uint32_t mask, bool write) {
 void ld(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
+  const Use use{.write = false, .strong = (i.imm[4] & 8) != 0};
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint8_t* from =
-        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, false, i.imm[4] & 8);
+        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, use);
     uint8_t copy[64];
     std::memcpy(copy, from, bytes * count);
     for (int e = 0; e < count; ++e) {
@@ -69,10 +70,8 @@ void st(Warp& w, const Inst& i, uint32_t mask) {
       const uint64_t value = wide ? get<uint64_t>(w, o[1 + e], lane) : get<uint32_t>(w, o[1 + e], lane);
       std::memcpy(data + e * bytes, &value, bytes);
     }
-    w.block->machine->storing = data;
-    uint8_t* to =
-        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, true, i.imm[4] & 8);
-    w.block->machine->storing = nullptr;
+    const Use use{.write = true, .strong = (i.imm[4] & 8) != 0, .data = data};
+    uint8_t* to = access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, use);
     std::memcpy(to, data, bytes * count);
   }
 }
@@ -80,7 +79,7 @@ void st(Warp& w, const Inst& i, uint32_t mask) {
 enum AtomicOp { kAdd, kMin, kMax, kExch, kCas, kAnd, kOr, kXor, kInc, kDec };
 
 template <class T>
-T integer_atomic(int op, T old, T b, T c) {
+T integer_function(int op, T old, T b, T c) {
   switch (op) {
     case kAdd:
       return old + b;
@@ -106,8 +105,8 @@ T integer_atomic(int op, T old, T b, T c) {
 }
 
 template <class T>
-T float_atomic(int op, T old, T b) {
-  return op == kAdd ? old + b : b;
+T float_function(int op, T old, T b, T) {
+  return op == kAdd ? old + b : b;  // or exch: the rule lets nothing else through
 }
 
 uint32_t pair_add(uint32_t a, uint32_t b, bool half) {
@@ -130,8 +129,8 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint64_t address = address_of(w, i, o[1], lane);
-    access(w, lane, space, address, sizeof(T), false, true);
-    uint8_t* at = access(w, lane, space, address, sizeof(T), true, true);
+    access(w, lane, space, address, sizeof(T), {.write = false, .strong = true});
+    uint8_t* at = access(w, lane, space, address, sizeof(T), {.write = true, .strong = true});
     T old;
     std::memcpy(&old, at, sizeof(T));
     const T value = kFunction(i.imm[5], old, get<T>(w, o[2], lane), i.count > 3 ? get<T>(w, o[3], lane) : T{});
@@ -140,14 +139,6 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   }
 }
 
-template <class T>
-T integer_function(int op, T old, T b, T c) {
-  return integer_atomic(op, old, b, c);
-}
-template <class T>
-T float_function(int op, T old, T b, T) {
-  return float_atomic(op, old, b);
-}
 uint32_t half_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, true); }
 uint32_t bfloat_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, false); }
 uint16_t half_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, true) & 0xffff; }
@@ -168,8 +159,7 @@ void isspacep(Warp& w, const Inst& i, uint32_t mask) {
     if (!has(mask, lane)) continue;
     const uint64_t a = get<uint64_t>(w, o[1], lane), window = i.imm[0];
     const bool is = window ? a >= window && a < window + kWindowSize : a < kSharedWindow;
-    uint32_t& d = predicate(w, o[0]);
-    d = (d & ~(1u << lane)) | static_cast<uint32_t>(is) << lane;
+    set_predicate(w, o[0], 1u << lane, is ? ~0u : 0);
   }
 }
 

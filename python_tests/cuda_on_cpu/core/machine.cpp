@@ -112,7 +112,7 @@ std::unique_ptr<Block> make_block(Machine& m, uint64_t index) {
 }
 
 // One turn for every warp of a block, in an order that the seed decides; whether any of them goes on.
-bool turn(Machine& m, Block& block, const Warp** running) {
+bool turn(Machine& m, Block& block) {
   Runner runner(m, block);
   std::vector<Warp*> order;
   for (Warp& w : block.warps) order.push_back(&w);
@@ -120,16 +120,12 @@ bool turn(Machine& m, Block& block, const Warp** running) {
     for (size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[m.random() % k]);
   }
   bool progress = false;
-  for (Warp* w : order) {
-    *running = w;
-    progress |= runner.run(*w, m.launch.seed != 0 ? 1 + m.random() % 64 : 4096);
-  }
-  *running = &block.warps[0];
+  for (Warp* w : order) progress |= runner.run(*w, m.launch.seed != 0 ? 1 + m.random() % 64 : 4096);
   if (!progress && runner.live()) runner.stuck();
   return runner.live();
 }
 
-void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident, const Warp** running) {
+void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident) {
   const uint64_t total = static_cast<uint64_t>(m.launch.grid[0]) * m.launch.grid[1] * m.launch.grid[2];
   std::vector<uint64_t> order(total);
   for (uint64_t k = 0; k < total; ++k) order[k] = k;
@@ -141,7 +137,7 @@ void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident, const Wa
       resident.push_back(make_block(m, order[next++]));
     }
     for (size_t k = 0; k < resident.size();) {
-      if (turn(m, *resident[k], running)) {
+      if (turn(m, *resident[k])) {
         ++k;
       } else {
         resident.erase(resident.begin() + k);
@@ -203,15 +199,14 @@ int emu_launch(const Program* program, const Launch* launch, Counts* counts, Fau
   m.warned.assign(program->num_insts, 0);
   m.global.resize(launch->num_buffers);
   std::vector<std::unique_ptr<Block>> resident;  // outlives a fault, which names one of its warps
-  const Warp* running = nullptr;
   fault->kind = kNone;
   try {
-    run_all(m, resident, &running);
+    run_all(m, resident);
   } catch (const FaultError& e) {
     fault->kind = e.kind;
-    fault->inst = running->current - program->insts;
-    std::copy_n(running->block->id, 3, fault->block);
-    fault->thread = running->thread(e.lane);
+    fault->inst = m.running->current - program->insts;
+    std::copy_n(m.running->block->id, 3, fault->block);
+    fault->thread = m.running->thread(e.lane);
     snprintf(fault->text, sizeof(fault->text), "%s", e.text.c_str());
   }
   *counts = m.counts;

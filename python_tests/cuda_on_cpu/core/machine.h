@@ -75,7 +75,7 @@ struct Touch {
   uint32_t epoch = 0;  // the lane's; the least where there are several
   uint32_t lanes = 0;
   uint8_t bytes = 0;
-  bool atomic = false;
+  bool strong = false;
 };
 
 struct Cell {
@@ -126,7 +126,7 @@ struct Machine {
   std::vector<std::string> warnings;
   std::vector<uint8_t> warned;  // per instruction
   const Buffer* last_buffer = nullptr;
-  const uint8_t* storing = nullptr;  // what a st is about to write, if it is one
+  const Warp* running = nullptr;  // whose instruction a fault is about
   uint64_t random_state;
 
   uint32_t random();
@@ -163,6 +163,10 @@ void set(Warp& w, int32_t offset, int lane, T value) {
 
 inline uint32_t& predicate(Warp& w, int32_t offset) { return *reinterpret_cast<uint32_t*>(w.registers + offset); }
 
+inline void set_predicate(Warp& w, int32_t offset, uint32_t mask, uint32_t value) {
+  if (offset >= 0) predicate(w, offset) = (predicate(w, offset) & ~mask) | (value & mask);
+}
+
 inline const int32_t* operands(const Warp& w, const Inst& i) { return w.block->machine->program.pool + i.operands; }
 
 inline bool has(uint32_t mask, int lane) { return mask >> lane & 1; }
@@ -171,15 +175,19 @@ inline bool has(uint32_t mask, int lane) { return mask >> lane & 1; }
 
 // memory.cpp: checked access. `bytes` at an address of a state space, for one lane.
 enum class Space { generic, global, shared, local, param };
-uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, bool write, bool atomic = false);
+struct Use {
+  bool write = false;
+  bool strong = false;            // atomic, volatile, or with an order
+  const uint8_t* data = nullptr;  // what a plain store will write
+};
+uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use);
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write);
-void count_rows(Warp& w, const uint32_t* addresses, int rows);  // ldmatrix: eight 16-byte rows a wavefront
+void count_rows(Warp& w, const uint32_t* addresses, int rows);  // of 16 bytes, eight at once
 inline const char* verb(bool write) { return write ? "write" : "read"; }
 
 // races.cpp: who touched what, and whether that was ordered.
-void touch_shared(Warp& w, int lane, uint32_t address, int bytes, bool write, bool atomic);
-void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, bool write, bool atomic);
-void synchronise_warps(Warp& w, uint64_t address);
+void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use);
+void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, const Use& use);
 void synchronise_lanes(Warp& w, uint32_t lanes);
 
 }  // namespace emu

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <utility>
 
 #include "machine.h"
 
@@ -19,7 +20,10 @@ void fault(FaultKind kind, int lane, const char* format, ...) {
 namespace {
 
 const Buffer& buffer_at(Machine& m, uint64_t address, int bytes, int lane, bool write) {
-  const auto holds = [&](const Buffer& b) { return address >= b.base && address + bytes <= b.base + b.size; };
+  const auto holds = [&](const Buffer& b) {
+    const uint64_t offset = address - b.base;
+    return address >= b.base && offset <= b.size && static_cast<uint64_t>(bytes) <= b.size - offset;
+  };
   if (m.last_buffer && holds(*m.last_buffer)) return *m.last_buffer;
   const Buffer* near = nullptr;
   for (int64_t i = 0; i < m.launch.num_buffers; ++i) {
@@ -42,40 +46,58 @@ void check_alignment(uint64_t address, int bytes, int lane, const char* space) {
         static_cast<unsigned long long>(address));
 }
 
-uint8_t* shared_at(Warp& w, int lane, uint64_t address, int bytes, bool write, bool atomic) {
+void check_bounds(uint64_t address, int bytes, uint64_t size, int lane, const char* space, bool write) {
+  if (address <= size && static_cast<uint64_t>(bytes) <= size - address) return;
+  fault(kOutOfBounds, lane, "%s %s of %d bytes at %llu of %llu", space, verb(write), bytes,
+        static_cast<unsigned long long>(address), static_cast<unsigned long long>(size));
+}
+
+uint8_t* shared_at(Warp& w, int lane, uint64_t address, int bytes, const Use& use) {
   Block& b = *w.block;
-  if (address + bytes > b.shared.size()) {
-    fault(kOutOfBounds, lane, "shared %s of %d bytes at %llu of %zu", verb(write), bytes,
-          static_cast<unsigned long long>(address), b.shared.size());
-  }
+  check_bounds(address, bytes, b.shared.size(), lane, "shared", use.write);
   check_alignment(address, bytes, lane, "shared");
-  touch_shared(w, lane, address, bytes, write, atomic);
-  if (atomic) synchronise_warps(w, address);
+  touch_shared(w, lane, address, bytes, use);
   return b.shared.data() + address;
 }
 
-uint8_t* local_at(Warp& w, int lane, uint64_t address, int bytes, bool write) {
+uint8_t* local_at(Warp& w, int lane, uint64_t address, int bytes, const Use& use) {
   const uint64_t size = w.block->machine->program.local_bytes;
-  if (address + bytes > size) {
-    fault(kOutOfBounds, lane, "local %s of %d bytes at %llu of %llu", verb(write), bytes,
-          static_cast<unsigned long long>(address), static_cast<unsigned long long>(size));
-  }
+  check_bounds(address, bytes, size, lane, "local", use.write);
   check_alignment(address, bytes, lane, "local");
   return w.local.data() + lane * size + address;
 }
 
-uint8_t* param_at(Warp& w, int lane, uint64_t address, int bytes, bool write) {
+uint8_t* param_at(Warp& w, int lane, uint64_t address, int bytes, const Use& use) {
   const Launch& launch = w.block->machine->launch;
-  if (address + bytes > static_cast<uint64_t>(launch.param_bytes)) {
-    fault(kOutOfBounds, lane, "read of %d bytes at %llu of %lld bytes of parameters", bytes,
-          static_cast<unsigned long long>(address), static_cast<long long>(launch.param_bytes));
-  }
-  if (write) fault(kReadOnly, lane, "write to a kernel parameter");
+  check_bounds(address, bytes, launch.param_bytes, lane, "parameter", use.write);
+  if (use.write) fault(kReadOnly, lane, "write to a kernel parameter");
   check_alignment(address, bytes, lane, "parameter");
   return const_cast<uint8_t*>(launch.params) + address;
 }
 
-bool in(uint64_t address, uint64_t window) { return address >= window && address < window + kWindowSize; }
+uint8_t* global_at(Warp& w, int lane, uint64_t address, int bytes, const Use& use) {
+  const Buffer& buffer = buffer_at(*w.block->machine, address, bytes, lane, use.write);
+  check_alignment(address, bytes, lane, "global");
+  if (use.write && buffer.read_only) {
+    fault(kReadOnly, lane, "write at offset %llu of an input declared const",
+          static_cast<unsigned long long>(address - buffer.base));
+  }
+  touch_global(w, lane, buffer, address, bytes, use);
+  return reinterpret_cast<uint8_t*>(address);
+}
+
+// The space that an address is in; a generic one becomes an offset into its window.
+Space resolve(Space space, uint64_t& address) {
+  if (space == Space::shared) address &= 0xffffffff;
+  if (space != Space::generic) return space;
+  for (const auto& [window, inside] : {std::pair(kSharedWindow, Space::shared), std::pair(kLocalWindow, Space::local),
+                                       std::pair(kParamWindow, Space::param)}) {
+    if (address < window || address >= window + kWindowSize) continue;
+    address -= window;
+    return inside;
+  }
+  return Space::global;
+}
 
 int wavefronts(const uint64_t* addresses, uint32_t mask, int bytes) {
   const int at_once = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
@@ -96,39 +118,30 @@ int wavefronts(const uint64_t* addresses, uint32_t mask, int bytes) {
   return total;
 }
 
-int sectors(const uint64_t* addresses, uint32_t mask, int bytes) {
-  uint64_t seen[kLanes * 2];
+// Accesses are aligned and of 32 bytes at most, so that each is within one sector.
+int sectors(const uint64_t* addresses, uint32_t mask) {
+  uint64_t seen[kLanes];
   int count = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
-    if (!has(mask, lane)) continue;
-    for (uint64_t s = addresses[lane] / 32; s <= (addresses[lane] + bytes - 1) / 32; ++s) {
-      bool known = false;
-      for (int i = count - 1; i >= 0 && !known; --i) known = seen[i] == s;
-      if (!known && count < kLanes * 2) seen[count++] = s;
-    }
+    const uint64_t sector = addresses[lane] / 32;
+    if (has(mask, lane) && std::find(seen, seen + count, sector) == seen + count) seen[count++] = sector;
   }
   return count;
 }
 
 }  // namespace
 
-uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, bool write, bool atomic) {
-  if (space == Space::shared) return shared_at(w, lane, address & 0xffffffff, bytes, write, atomic);
-  if (space == Space::local) return local_at(w, lane, address, bytes, write);
-  if (space == Space::param) return param_at(w, lane, address, bytes, write);
-  if (space == Space::generic) {
-    if (in(address, kSharedWindow)) return shared_at(w, lane, address - kSharedWindow, bytes, write, atomic);
-    if (in(address, kLocalWindow)) return local_at(w, lane, address - kLocalWindow, bytes, write);
-    if (in(address, kParamWindow)) return param_at(w, lane, address - kParamWindow, bytes, write);
+uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use) {
+  switch (resolve(space, address)) {
+    case Space::shared:
+      return shared_at(w, lane, address, bytes, use);
+    case Space::local:
+      return local_at(w, lane, address, bytes, use);
+    case Space::param:
+      return param_at(w, lane, address, bytes, use);
+    default:
+      return global_at(w, lane, address, bytes, use);
   }
-  const Buffer& buffer = buffer_at(*w.block->machine, address, bytes, lane, write);
-  check_alignment(address, bytes, lane, "global");
-  if (write && buffer.read_only) {
-    fault(kReadOnly, lane, "write at offset %llu of an input declared const",
-          static_cast<unsigned long long>(address - buffer.base));
-  }
-  touch_global(w, lane, buffer, address, bytes, write, atomic);
-  return reinterpret_cast<uint8_t*>(address);
 }
 
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write) {
@@ -136,13 +149,10 @@ void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask
   uint32_t shared = 0, global = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
-    const bool window = space == Space::generic && in(addresses[lane], kSharedWindow);
-    const bool elsewhere = space == Space::generic && addresses[lane] >= kSharedWindow && !window;
-    if (space == Space::shared || window) {
-      shared |= 1u << lane;
-    } else if (space == Space::global || (space == Space::generic && !elsewhere)) {
-      global |= 1u << lane;
-    }
+    uint64_t address = addresses[lane];
+    const Space in = resolve(space, address);
+    shared |= static_cast<uint32_t>(in == Space::shared) << lane;
+    global |= static_cast<uint32_t>(in == Space::global) << lane;
   }
   if (shared) {
     ++c.shared_requests;
@@ -151,22 +161,22 @@ void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask
   if (!global) return;
   const uint64_t total = static_cast<uint64_t>(__builtin_popcount(global)) * bytes;
   if (write) {
-    ++c.global_store_requests, c.global_store_sectors += sectors(addresses, global, bytes);
+    ++c.global_store_requests, c.global_store_sectors += sectors(addresses, global);
     c.global_store_bytes += total;
   } else {
-    ++c.global_load_requests, c.global_load_sectors += sectors(addresses, global, bytes);
+    ++c.global_load_requests, c.global_load_sectors += sectors(addresses, global);
     c.global_load_bytes += total;
   }
 }
 
 void count_rows(Warp& w, const uint32_t* addresses, int rows) {
-  int load[32] = {}, most = 0;
-  for (int row = 0; row < rows; ++row) {
-    if (std::find(addresses, addresses + row, addresses[row]) != addresses + row) continue;
-    for (int word = 0; word < 4; ++word) most = std::max(most, ++load[(addresses[row] / 4 + word) % 32]);
+  Counts& c = w.block->machine->counts;
+  ++c.shared_requests;
+  for (int first = 0; first < rows; first += 8) {
+    uint64_t wide[kLanes] = {};
+    std::copy_n(addresses + first, 8, wide);
+    c.shared_wavefronts += wavefronts(wide, 0xff, 16);
   }
-  ++w.block->machine->counts.shared_requests;
-  w.block->machine->counts.shared_wavefronts += most;
 }
 
 }  // namespace emu

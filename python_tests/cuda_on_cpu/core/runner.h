@@ -18,10 +18,12 @@ class Runner {
   // Runs a warp for at most `quantum` instructions; whether it did anything.
   bool run(Warp& w, uint64_t quantum) {
     bool progress = false;
-    while (quantum-- > 0) {
+    m_.running = &w;
+    for (; quantum > 0; --quantum) {
       const uint32_t group = pick(w);
       if (group == 0) break;
-      progress |= step(w, group);
+      step(w, group);
+      progress = true;
       if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(group);
     }
     return progress;
@@ -36,22 +38,21 @@ class Runner {
     std::string text;
     bool at_barrier = false;
     int first = -1;
-    for (const Warp& w : block_.warps) {
-      for (int lane = 0; lane < kLanes && text.size() < 300; ++lane) {
-        if (!has(w.live, lane) || w.state[lane] == Lane::run) continue;
+    for (Warp& w : block_.warps) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (!has(w.live, lane)) continue;
         const bool parked = w.state[lane] == Lane::at_sync;
-        at_barrier |= parked && handler(inst(w.pc[lane]).handler).kind == Kind::barrier;
-        if (lane > 0 && has(w.live, lane - 1) && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane]) {
-          continue;
-        }
-        if (first < 0) first = w.thread(lane), m_last_ = w.pc[lane] - (parked ? 0 : 1);
+        const int at = w.pc[lane] - (parked ? 0 : 1);
+        at_barrier |= parked && handler(inst(at).handler).kind == Kind::barrier;
+        if (first < 0) first = lane, m_.running = &w, w.current = &inst(at);
+        const bool as_before = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
+        if (as_before || text.size() > 300) continue;
         text += "; from thread " + std::to_string(w.thread(lane)) + " on: ";
         text += parked ? "waits for other lanes of its warp" : "waits at barrier " + std::to_string(w.barrier[lane]);
-        text += " {inst " + std::to_string(w.pc[lane] - (parked ? 0 : 1)) + "}";
+        text += " {inst " + std::to_string(at) + "}";
       }
     }
-    for (Warp& w : block_.warps) w.current = &inst(std::max(m_last_, 0));
-    throw FaultError{at_barrier ? kBarrierDivergence : kHang, first % kLanes, "nobody can go on" + text};
+    throw FaultError{at_barrier ? kBarrierDivergence : kHang, first, "nobody can go on" + text};
   }
 
  private:
@@ -83,7 +84,7 @@ class Runner {
     for (int lane = 0; lane < kLanes; ++lane) w.pc[lane] += has(lanes, lane);
   }
 
-  bool step(Warp& w, uint32_t group) {
+  void step(Warp& w, uint32_t group) {
     const Inst& i = inst(w.pc[__builtin_ctz(group)]);
     const HandlerEntry& entry = handler(i.handler);
     w.current = &i;
@@ -96,7 +97,7 @@ class Runner {
         for (int lane = 0; lane < kLanes; ++lane) {
           if (has(group, lane)) w.pc[lane] = has(mask, lane) ? i.target : w.pc[lane] + 1;
         }
-        return true;
+        return;
       case Kind::indirect: {
         const int32_t* o = operands(w, i);  // operand 0: an index into the rest of the targets, or a pc itself
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -108,16 +109,16 @@ class Runner {
           const int to = i.count > 1 ? o[1 + value * has(mask, lane)] : static_cast<int>(value);
           w.pc[lane] = has(mask, lane) ? to : w.pc[lane] + 1;
         }
-        return true;
+        return;
       }
       case Kind::exit:
         advance(w, group);
         leave(w, mask);
-        return true;
+        return;
       default:
         if (mask) entry.run(w, i, mask);
         advance(w, group);
-        return true;
+        return;
     }
   }
 
@@ -133,9 +134,9 @@ class Runner {
   }
 
   // Lanes wait until all that the member mask names are here.
-  bool together(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t group, uint32_t mask) {
+  void together(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t group, uint32_t mask) {
     advance(w, group & ~mask);
-    if (!mask) return count(0), true;
+    if (!mask) return count(0);
     const bool aligned = i.imm[5] == kAligned;
     const int32_t* o = operands(w, i);
     const uint32_t members = aligned ? ~0u : get<uint32_t>(w, o[i.imm[5]], __builtin_ctz(mask));
@@ -158,7 +159,7 @@ class Runner {
       for (int lane = 0; lane < kLanes; ++lane) {
         if (has(mask, lane)) w.state[lane] = Lane::at_sync;
       }
-      return true;
+      return;
     }
     here &= members;
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -171,7 +172,6 @@ class Runner {
     } else {
       entry.run(w, i, here);
     }
-    return true;
   }
 
   enum Mode { kSync, kArrive, kPopc, kAnd, kOr };
@@ -243,7 +243,6 @@ class Runner {
 
   Machine& m_;
   Block& block_;
-  int m_last_ = -1;
 };
 
 }  // namespace emu

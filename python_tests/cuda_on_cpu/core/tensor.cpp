@@ -1,5 +1,5 @@
 // ldmatrix, stmatrix and mma.sync. Fragment layouts are those of the PTX manual, section on warp-level matrix
-// instructions; sums are exact in double and rounded once, where hardware may round oftener.
+// instructions; sums are made in double and rounded once, where hardware may round oftener.
 #include <algorithm>
 
 #include "formats.h"
@@ -8,43 +8,44 @@
 namespace emu {
 namespace {
 
+// Where in its 8 x 8 matrix a lane's two values lie.
+std::pair<int, int> row_column(int lane, int half, bool transposed) {
+  const int group = lane / 4, in_group = lane % 4 * 2 + half;
+  return transposed ? std::pair(in_group, group) : std::pair(group, in_group);
+}
+
 // Operands: address, then a register per matrix. imm: [0] matrices, [1] transposed, [2] offset, [3] the address
-// register has 64 bits, [4] store.
+// register has 64 bits.
+template <bool kStore>
 void matrix_move(Warp& w, const Inst& i, uint32_t) {
   const int32_t* o = operands(w, i);
-  const bool transposed = i.imm[1], store = i.imm[4];
+  uint32_t addresses[kLanes];  // all read first: a matrix may go to the register of the addresses
+  for (int lane = 0; lane < 8 * i.imm[0]; ++lane) {
+    const uint64_t base = i.imm[3] ? get<uint64_t>(w, o[0], lane) : get<uint32_t>(w, o[0], lane);
+    addresses[lane] = static_cast<uint32_t>(base + i.imm[2]);
+  }
+  count_rows(w, addresses, 8 * i.imm[0]);
   for (int m = 0; m < i.imm[0]; ++m) {
-    uint16_t rows[8][8];
-    uint32_t addresses[8];
-    for (int r = 0; r < 8; ++r) {
-      const int lane = 8 * m + r;
-      const uint64_t base = i.imm[3] ? get<uint64_t>(w, o[0], lane) : get<uint32_t>(w, o[0], lane);
-      addresses[r] = static_cast<uint32_t>(base + i.imm[2]);
-    }
-    count_rows(w, addresses, 8);
-    const auto row_column = [&](int lane, int half) {
-      const int group = lane / 4, pair = lane % 4 * 2 + half;
-      return transposed ? std::pair(pair, group) : std::pair(group, pair);
+    uint16_t rows[8][8] = {};
+    const auto visit = [&](auto function) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        for (int half = 0; half < 2; ++half) {
+          const auto [row, column] = row_column(lane, half, i.imm[1]);
+          function(lane, 16 * half, rows[row][column]);
+        }
+      }
     };
-    for (int lane = 0; store && lane < kLanes; ++lane) {
-      const uint32_t value = get<uint32_t>(w, o[1 + m], lane);
-      for (int half = 0; half < 2; ++half) {
-        const auto [row, column] = row_column(lane, half);
-        rows[row][column] = value >> (16 * half);
-      }
+    if (kStore) {
+      visit([&](int lane, int shift, uint16_t& x) { x = get<uint32_t>(w, o[1 + m], lane) >> shift; });
     }
     for (int r = 0; r < 8; ++r) {
-      uint8_t* at = access(w, 8 * m + r, Space::shared, addresses[r], 16, store);
-      store ? std::memcpy(at, rows[r], 16) : std::memcpy(rows[r], at, 16);
+      uint8_t* at = access(w, 8 * m + r, Space::shared, addresses[8 * m + r], 16, {.write = kStore});
+      kStore ? std::memcpy(at, rows[r], 16) : std::memcpy(rows[r], at, 16);
     }
-    for (int lane = 0; !store && lane < kLanes; ++lane) {
-      uint32_t value = 0;
-      for (int half = 0; half < 2; ++half) {
-        const auto [row, column] = row_column(lane, half);
-        value |= static_cast<uint32_t>(rows[row][column]) << (16 * half);
-      }
-      set<uint32_t>(w, o[1 + m], lane, value);
-    }
+    if (kStore) continue;
+    uint32_t values[kLanes] = {};
+    visit([&](int lane, int shift, uint16_t x) { values[lane] |= static_cast<uint32_t>(x) << shift; });
+    for (int lane = 0; lane < kLanes; ++lane) set<uint32_t>(w, o[1 + m], lane, values[lane]);
   }
 }
 
@@ -60,36 +61,11 @@ void matrix_transpose(Warp& w, const Inst& i, uint32_t) {
   }
 }
 
-enum Element { kF16, kBf16, kTf32, kS8, kU8, kF32, kS32, kF64 };
-
-int bits_of(int e) { return e == kS8 || e == kU8 ? 8 : e == kF16 || e == kBf16 ? 16 : 32; }
-
-double decode(uint32_t bits, int e) {
-  switch (e) {
-    case kF16:
-      return decode_half(bits);
-    case kBf16:
-      return decode_bfloat(bits);
-    case kS8:
-      return static_cast<int8_t>(bits);
-    case kU8:
-      return static_cast<uint8_t>(bits);
-    case kTf32:
-      bits &= 0xffffe000;
-      [[fallthrough]];
-    default: {
-      float x;
-      std::memcpy(&x, &bits, 4);
-      return x;
-    }
-  }
-}
-
 // Every element of an operand, with where it lies: function(row, column, value) for A [16, k] and B [k, 8] alike.
 // A register holds `per` neighbours in k; a lane's registers go down 8 rows first (A), then on in k.
 template <class Function>
-void for_fragment(const Warp& w, const int32_t* registers, int k, int e, bool is_a, Function function) {
-  const int per = 32 / bits_of(e), step = 4 * per;
+void for_fragment(const Warp& w, const int32_t* registers, int k, int type, bool is_a, Function function) {
+  const int per = 32 / bits_of(type), step = 4 * per;
   for (int lane = 0; lane < kLanes; ++lane) {
     const int group = lane / 4, in_group = lane % 4;
     int index = 0;
@@ -97,19 +73,17 @@ void for_fragment(const Warp& w, const int32_t* registers, int k, int e, bool is
       for (int down = 0; down < (is_a ? 2 : 1); ++down) {
         const uint32_t value = get<uint32_t>(w, registers[index++], lane);
         for (int p = 0; p < per; ++p) {
-          const uint32_t bits = bits_of(e) == 32 ? value : value >> (bits_of(e) * p) & ((1u << bits_of(e)) - 1);
-          function(group + 8 * down, k0 + in_group * per + p, decode(bits, e));
+          function(group + 8 * down, k0 + in_group * per + p, decode(value >> (bits_of(type) * p), type));
         }
       }
     }
   }
 }
 
-// Operands: d, a, b, c registers. imm: [0] k, [1] element of A, [2] of B, [3] of C and D (f32, f16 or s32),
-// [4] saturate.
+// Operands: d, a, b, c registers. imm: [0] k, [1] the type of A, [2] of B, [3] of C and D, [4] saturate.
 void mma(Warp& w, const Inst& i, uint32_t) {
   const int32_t* o = operands(w, i);
-  const int k = i.imm[0], accumulator = i.imm[3], out_registers = accumulator == kF16 ? 2 : 4;
+  const int k = i.imm[0], accumulator = i.imm[3], out_registers = accumulator == f16 ? 2 : 4;
   const int a_registers = 16 * k * bits_of(i.imm[1]) / 1024, b_registers = 8 * k * bits_of(i.imm[2]) / 1024;
   double a[16][64] = {}, b[8][64] = {};
   const int32_t *a_at = o + out_registers, *b_at = a_at + a_registers, *c_at = b_at + b_registers;
@@ -121,12 +95,12 @@ void mma(Warp& w, const Inst& i, uint32_t) {
       const int row = lane / 4 + 8 * (e / 2), column = lane % 4 * 2 + e % 2;
       double sum = 0;
       for (int x = 0; x < k; ++x) sum += a[row][x] * b[column][x];
-      if (accumulator == kF16) {
+      if (accumulator == f16) {
         const uint16_t c = get<uint32_t>(w, c_at[e / 2], lane) >> (16 * (e % 2));
         const uint32_t bits =
             encode16(kHalf, round_to(kHalf, static_cast<long double>(decode_half(c)) + sum, kNearest));
         results[e / 2][lane] |= bits << (16 * (e % 2));
-      } else if (accumulator == kS32) {
+      } else if (accumulator == s32) {
         const int64_t total = get<int32_t>(w, c_at[e], lane) + static_cast<int64_t>(sum);
         results[e][lane] = static_cast<uint32_t>(i.imm[4] ? std::clamp<int64_t>(total, INT32_MIN, INT32_MAX) : total);
       } else {
@@ -142,7 +116,8 @@ void mma(Warp& w, const Inst& i, uint32_t) {
 }
 
 const bool registered = [] {
-  add("matrix.move", matrix_move, Kind::sync), add("mma", mma, Kind::sync);
+  add("ldmatrix", matrix_move<false>, Kind::sync), add("stmatrix", matrix_move<true>, Kind::sync);
+  add("mma", mma, Kind::sync);
   add("matrix.transpose", matrix_transpose, Kind::sync);
   return true;
 }();

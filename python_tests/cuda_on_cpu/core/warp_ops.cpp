@@ -6,12 +6,6 @@
 namespace emu {
 namespace {
 
-void put_predicate(Warp& w, int32_t offset, uint32_t mask, uint32_t value) {
-  if (offset < 0) return;
-  uint32_t& d = predicate(w, offset);
-  d = (d & ~mask) | (value & mask);
-}
-
 enum Shuffle { kUp, kDown, kButterfly, kIndex };
 
 // Operands: d, p or -1, a, b, c, member mask. imm: [0] the mode.
@@ -50,7 +44,7 @@ void shfl(Warp& w, const Inst& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     if (has(mask, lane) && o[0] >= 0) set<uint32_t>(w, o[0], lane, out[lane]);
   }
-  put_predicate(w, o[1], mask, valid);
+  set_predicate(w, o[1], mask, valid);
 }
 
 enum Vote { kAll, kAny, kUni, kBallot };
@@ -66,7 +60,7 @@ void vote(Warp& w, const Inst& i, uint32_t mask) {
     return;
   }
   const bool result = i.imm[0] == kAll ? yes == mask : i.imm[0] == kAny ? yes != 0 : yes == 0 || yes == mask;
-  put_predicate(w, o[0], mask, result ? ~0u : 0);
+  set_predicate(w, o[0], mask, result ? ~0u : 0);
 }
 
 // Operands: d, p or -1, a, member mask. imm: [0] all, not any.
@@ -86,7 +80,7 @@ void match(Warp& w, const Inst& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     if (has(mask, lane)) set<uint32_t>(w, o[0], lane, out[lane]);
   }
-  put_predicate(w, o[1], mask, same);
+  set_predicate(w, o[1], mask, same);
 }
 
 enum Reduction { kSum, kMin, kMax, kAnd, kOr, kXor };
@@ -135,7 +129,7 @@ void elect(Warp& w, const Inst& i, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     if (has(mask, lane) && o[0] >= 0) set<uint32_t>(w, o[0], lane, leader);
   }
-  put_predicate(w, o[1], mask, 1u << leader);
+  set_predicate(w, o[1], mask, 1u << leader);
 }
 
 void activemask(Warp& w, const Inst& i, uint32_t mask) {
