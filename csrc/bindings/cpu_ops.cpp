@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> gate(const Tensor& router_logits, const Maybe
                                         int64_t topk_groups, Strings group_score, Strings drop_score, Strings expand,
                                         int64_t extra, int64_t local_start, int64_t local_stop) {
   check_gate(router_logits, selection_bias, top_k, num_groups);
-  cpu::Gate config{};
+  Gate config{};
   config.tokens = router_logits.size(0);
   config.num_experts = router_logits.size(1);
   config.top_k = top_k;
@@ -53,13 +53,13 @@ std::tuple<Tensor, Tensor, Tensor> gate(const Tensor& router_logits, const Maybe
   config.topk_groups = topk_groups;
   config.local_start = local_start;
   config.local_stop = local_stop;
-  config.expand = parse<cpu::Expand>(
-      "expand", expand, {{"none", cpu::Expand::none}, {"local", cpu::Expand::local}, {"rank", cpu::Expand::rank}});
+  config.expand =
+      parse<Expand>("expand", expand, {{"none", Expand::none}, {"local", Expand::local}, {"rank", Expand::rank}});
   // Rerouting asks for more columns without a name for it: they are ranked, too.
-  if (config.expand == cpu::Expand::none && extra > 0) config.expand = cpu::Expand::rank;
-  config.renormalize = parse<cpu::Renormalize>(
-      "renormalize", renormalize,
-      {{"none", cpu::Renormalize::none}, {"topk", cpu::Renormalize::topk}, {"kept", cpu::Renormalize::kept}});
+  if (config.expand == Expand::none && extra > 0) config.expand = Expand::rank;
+  config.renormalize =
+      parse<Renormalize>("renormalize", renormalize,
+                         {{"none", Renormalize::none}, {"topk", Renormalize::topk}, {"kept", Renormalize::kept}});
   config.sigmoid = parse<bool>("scoring", scoring, {{"softmax", false}, {"sigmoid", true}});
   config.top2_sum = parse<bool>("group_score", group_score, {{"max", false}, {"top2_sum", true}});
   config.drop_by_weight = parse<bool>("drop_score", drop_score, {{"prob", false}, {"weight", true}});
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> gate(const Tensor& router_logits, const Maybe
   STD_TORCH_CHECK(0 <= local_start && local_start <= local_stop && local_stop <= config.num_experts && extra >= 0 &&
                       extra <= config.num_experts,
                   "local_start, local_stop and extra must be from 0 to ", config.num_experts);
-  const int64_t more = config.expand == cpu::Expand::local ? local_stop - local_start : extra;
+  const int64_t more = config.expand == Expand::local ? local_stop - local_start : extra;
   config.columns = std::min(config.num_experts, top_k + more);
   STD_TORCH_CHECK(1 <= topk_groups && topk_groups <= num_groups, "topk_groups must be from 1 to ", num_groups, ", got ",
                   topk_groups);
@@ -90,22 +90,20 @@ int64_t real_tokens(const Tensor& topk_ids, const MaybeTensor& token_mask) {
   return std::count(mask, mask + token_mask->numel(), true);
 }
 
-// min(C, tokens): host_capacity() of capmoe_kernels/bounds.py.
-int64_t capacity_of(int64_t tokens, int64_t num_experts, int64_t top_k, const MaybeInts& factor, const MaybeInt& limit,
-                    bool ceil) {
-  if (limit) return std::min(*limit, tokens);
-  if (!factor) return tokens;
-  const int64_t denominator = (*factor)[1] * num_experts;
-  const int64_t numerator = (*factor)[0] * top_k * tokens + (ceil ? denominator - 1 : 0);
-  return std::min(numerator / denominator, tokens);
+Bound parse_bound(const MaybeInts& factor, const MaybeInt& limit, Strings rounding) {
+  Bound bound{};
+  if (factor) bound.numerator = (*factor)[0], bound.denominator = (*factor)[1];
+  bound.limit = limit.value_or(-1);
+  bound.ceil = parse<bool>("rounding", rounding, {{"ceil", true}, {"floor", false}});
+  return bound;
 }
 
-cpu::Policy parse_policy(Strings policy) {
-  return parse<cpu::Policy>("policy", policy,
-                            {{"score", cpu::Policy::score},
-                             {"keep_first", cpu::Policy::keep_first},
-                             {"keep_last", cpu::Policy::keep_last},
-                             {"random", cpu::Policy::random}});
+Policy parse_policy(Strings policy) {
+  return parse<Policy>("policy", policy,
+                       {{"score", Policy::score},
+                        {"keep_first", Policy::keep_first},
+                        {"keep_last", Policy::keep_last},
+                        {"random", Policy::random}});
 }
 
 Selected select(const Tensor& topk_ids, const Tensor& weights, const Tensor& scores, const MaybeTensor& token_mask,
@@ -115,17 +113,16 @@ Selected select(const Tensor& topk_ids, const Tensor& weights, const Tensor& sco
                 const std::optional<double>& kept_weight_sum, Strings layout, int64_t row_alignment, int64_t num_rows) {
   check_select(topk_ids, weights, scores, token_mask, token_priority);
   check_bound(num_experts, top_k, factor, limit, max_experts_per_token, reroute_rounds, experts_per_budget);
-  const bool ceil = parse<bool>("rounding", rounding, {{"ceil", true}, {"floor", false}});
   const bool padded = parse<bool>("layout", layout, {{"packed", false}, {"padded", true}});
   check_rows(num_experts, experts_per_budget, padded, row_alignment, num_rows);
   const MaybeTensor mask = dense(token_mask), priority = dense(token_priority);
   const Tensor ids = dense(topk_ids), dense_weights = dense(weights), dense_scores = dense(scores);
-  cpu::Select config{};
+  Select config{};
   config.tokens = ids.size(0);
   config.columns = ids.size(1);
   config.num_experts = num_experts;
   config.top_k = top_k;
-  config.capacity = capacity_of(real_tokens(ids, mask), num_experts, top_k, factor, limit, ceil);
+  config.bound = parse_bound(factor, limit, rounding);
   config.unit = experts_per_budget;
   config.max_per_token = max_experts_per_token.value_or(config.columns);
   config.reroute_rounds = reroute_rounds;
@@ -144,13 +141,13 @@ Selected select(const Tensor& topk_ids, const Tensor& weights, const Tensor& sco
   Tensor offsets = new_tensor(ids, {num_experts + 1}, ScalarType::Int);
   Tensor counts = new_tensor(ids, {num_experts}, ScalarType::Int);
   Tensor demand = new_tensor(ids, {num_experts}, ScalarType::Int);
-  const cpu::Selection out{write<int32_t>(expert_ids), write<float>(out_weights), write<int32_t>(rows),
-                           write<int32_t>(row_tokens), write<int32_t>(offsets),   write<int32_t>(counts),
-                           write<int32_t>(demand)};
+  const Selection out{write<int32_t>(expert_ids), write<float>(out_weights), write<int32_t>(rows),
+                      write<int32_t>(row_tokens), write<int32_t>(offsets),   write<int32_t>(counts),
+                      write<int32_t>(demand)};
   const auto run = [&](auto id) {
     using Id = decltype(id);
     cpu::select(read<Id>(ids), read<float>(dense_weights), read<float>(dense_scores), read<bool>(mask),
-                read<int64_t>(priority), config, out, threads(1));
+                read<int64_t>(priority), config, capacity_of(config, real_tokens(ids, mask)), out, threads(1));
   };
   ids.scalar_type() == ScalarType::Int ? run(int32_t{}) : run(int64_t{});
   return {expert_ids, out_weights, rows, row_tokens, offsets, counts, demand};
@@ -185,20 +182,20 @@ Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& do
   constexpr const char* kPlain = "_no_mul";
   const size_t suffix = activation.rfind(kPlain);
   const std::string name = activation.substr(0, suffix);
-  cpu::GroupedMlp config{};
+  GroupedMlp config{};
   config.gated = suffix == std::string::npos;
   check_grouped_mlp(x, gate_up_proj, down_proj, gate_up_bias, down_bias, expert_offsets, tokens_per_expert, row_tokens,
                     config.gated);
   config.num_experts = down_proj.size(0);
   config.hidden = down_proj.size(1);
   config.intermediate = down_proj.size(2);
-  config.activation = parse<cpu::Activation>("activation", name,
-                                             {{"silu", cpu::Activation::silu},
-                                              {"gelu", cpu::Activation::gelu},
-                                              {"gelu_tanh", cpu::Activation::gelu_tanh},
-                                              {"swigluoai", cpu::Activation::swigluoai},
-                                              {"relu", cpu::Activation::relu},
-                                              {"relu2", cpu::Activation::relu2}});
+  config.activation = parse<Activation>("activation", name,
+                                        {{"silu", Activation::silu},
+                                         {"gelu", Activation::gelu},
+                                         {"gelu_tanh", Activation::gelu_tanh},
+                                         {"swigluoai", Activation::swigluoai},
+                                         {"relu", Activation::relu},
+                                         {"relu2", Activation::relu2}});
   config.interleaved = parse<bool>("layout", layout, {{"concat", false}, {"interleaved", true}});
   const Tensor in = dense(x), up = dense(gate_up_proj), down = dense(down_proj);
   const Tensor offsets = dense(expert_offsets), counts = dense(tokens_per_expert);

@@ -33,6 +33,7 @@ void clean_ids(const Id* ids, const bool* token_mask, const Select& config, int3
 // What one round of competition needs: the layer, and who asks.
 struct Round {
   const Select& config;
+  int64_t capacity;
   const int32_t* expert_ids;
   const float* scores;
   const int64_t* token_priority;
@@ -82,7 +83,7 @@ Candidate candidate(const Round& round, int64_t pair, int64_t place) {
 // Of the pairs that ask, those within their budget.
 Flags compete(const Round& round, const Flags& asking, const ParallelFor& parallel_for) {
   const BudgetLists lists = list_by_budget(round, asking);
-  const int64_t budget = round.config.capacity * round.config.unit;
+  const int64_t budget = round.capacity * round.config.unit;
   Flags kept = asking;
   parallel_for(round.config.num_experts / round.config.unit, [&](int64_t begin, int64_t end) {
     std::vector<Candidate> all;
@@ -201,11 +202,11 @@ void count_demand(const Select& config, const int32_t* expert_ids, int32_t* dema
 
 template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
-            const int64_t* token_priority, const Select& config, const Selection& out,
+            const int64_t* token_priority, const Select& config, int64_t capacity, const Selection& out,
             const ParallelFor& parallel_for) {
   clean_ids(ids, token_mask, config, out.expert_ids, parallel_for);
   count_demand(config, out.expert_ids, out.demand_per_expert);
-  const Round round{config, out.expert_ids, scores, token_priority};
+  const Round round{config, capacity, out.expert_ids, scores, token_priority};
   Flags kept;
   if (config.reroute_rounds > 1) {
     kept = reroute(round, out.expert_ids, parallel_for);
@@ -219,9 +220,9 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
   assign_rows(kept, config, out);
 }
 
-template void select(const int32_t*, const float*, const float*, const bool*, const int64_t*, const Select&,
+template void select(const int32_t*, const float*, const float*, const bool*, const int64_t*, const Select&, int64_t,
                      const Selection&, const ParallelFor&);
-template void select(const int64_t*, const float*, const float*, const bool*, const int64_t*, const Select&,
+template void select(const int64_t*, const float*, const float*, const bool*, const int64_t*, const Select&, int64_t,
                      const Selection&, const ParallelFor&);
 
 }  // namespace capmoe::cpu
