@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from dataclasses import dataclass, field
 
+from . import gpu
 from .arguments import pack
 from .build import core
 from .errors import BY_KIND, BadLaunch, Unsupported
@@ -26,8 +28,8 @@ class Report:
 class Loaded:
     """A module with its .global and .const variables in memory."""
 
-    def __init__(self, module: Module):
-        self.module = module
+    def __init__(self, module: Module, ptx: str):
+        self.module, self.ptx = module, ptx
         self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
         for variable in module.variables.values():
             if variable.space in ("global", "const"):
@@ -36,6 +38,10 @@ class Loaded:
         for name in self.memory:
             data = self.initial(module.variables[name])
             ctypes.memmove(self.address(name), data, len(data))
+
+    @functools.cached_property
+    def on_gpu(self) -> gpu.Module:
+        return gpu.Module(self.ptx)
 
     def address(self, name: str) -> int:
         alignment = self.module.variables[name].alignment
@@ -98,14 +104,34 @@ class Kernel:
         return lambda *args, **options: self.launch(grid, block, args, shared, **options)
 
     def launch(
-        self, grid, block, args, dynamic_shared=0, *, seed=0, resident=16, max_steps=200_000_000
+        self,
+        grid,
+        block,
+        args,
+        dynamic_shared=0,
+        *,
+        seed=0,
+        resident=16,
+        max_steps=200_000_000,
+        on_gpu: gpu.Agreement = True,
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
         ``resident``: blocks in flight.
+        ``on_gpu``: how it must agree with a GPU, where there is one: see ``gpu.Agreement``.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
+        memory = self._arguments(args)
+        twin = None
+        if on_gpu and gpu.runs(self.target):
+            twin = gpu.Twin(self.loaded.on_gpu, self.name, self.entry.params, args)
+        report = self._emulate(grid, block, memory, dynamic_shared, seed, resident, max_steps)
+        if twin is not None:
+            twin.confirm(grid, block, dynamic_shared, on_gpu)
+        return report
+
+    def _emulate(self, grid, block, memory, dynamic_shared, seed, resident, max_steps) -> Report:
         check_limits(
             self.target,
             self.entry.directives,
@@ -114,7 +140,7 @@ class Kernel:
             self.lowering.static_shared,
             dynamic_shared,
         )
-        params, buffers = self._arguments(args)
+        params, buffers = memory
         array = (Buffer * max(len(buffers), 1))(*buffers)
         launch = Launch(
             grid,
@@ -195,4 +221,4 @@ def emulate(ptx: str, name: str | None = None) -> Kernel:
         name = entries[0]
     if name not in entries:
         raise ValueError(f"name must be one of {', '.join(entries)}, got {name}")
-    return Kernel(Loaded(module), name, module.target)
+    return Kernel(Loaded(module, ptx), name, module.target)

@@ -54,13 +54,15 @@ class Launch:
     shared: int | None = None
     const_output: bool = False
     short_output: int = 0
+    on_gpu: bool | float = 1e-5
 
     def __call__(self, ptx, name, grid, block, shared, *args):
         kernel = emulate(ptx, name)
         grid = grid if self.grid is None else self.grid
         block = block if self.block is None else self.block
         shared = shared if self.shared is None else self.shared
-        return kernel[grid, block, shared](*args, seed=self.seed, max_steps=MAX_STEPS)
+        options = {"seed": self.seed, "max_steps": MAX_STEPS, "on_gpu": self.on_gpu}
+        return kernel[grid, block, shared](*args, **options)
 
     def output(self, tensor):
         """The tensor as passed to the kernel."""

@@ -72,10 +72,12 @@ def module(body, pointers=1, *, outside="", params="", target="sm_80"):
 """
 
 
-def launch(body, *tensors, block=32, grid=1, shared=0, seed=0, outside="", target="sm_80"):
+def launch(
+    body, *tensors, block=32, grid=1, shared=0, seed=0, outside="", target="sm_80", **options
+):
     """Runs ``module(body)`` over the tensors, in place, and returns the report."""
     kernel = emulate(module(body, len(tensors), outside=outside, target=target))
-    return kernel[grid, block, shared](*tensors, seed=seed)
+    return kernel[grid, block, shared](*tensors, seed=seed, **options)
 
 
 def zeros(n=32, dtype=torch.int32):
@@ -105,7 +107,7 @@ def from_tensor(kind, tensor):
     return tensor if integers is None else tensor.numpy().view(integers).tolist()
 
 
-def run(code, out, *inputs, target="sm_80", outside="", seed=0):
+def run(code, out, *inputs, target="sm_80", outside="", seed=0, on_gpu=True):
     """``out``: the PTX type of ``d``, or a pair for ``d`` and ``e``. ``inputs``: (type, values)."""
     outs = (out,) if isinstance(out, str) else out
     n = len(inputs[0][1])
@@ -136,7 +138,8 @@ def run(code, out, *inputs, target="sm_80", outside="", seed=0):
         for k in outs
     ]
     tensors = [to_tensor(*pair) for pair in inputs]
-    launch("\n".join(lines), *tensors, *results, block=n, seed=seed, target=target, outside=outside)
+    frame = {"block": n, "seed": seed, "target": target, "outside": outside, "on_gpu": on_gpu}
+    launch("\n".join(lines), *tensors, *results, **frame)
     values = [from_tensor(kind, r) for kind, r in zip(outs, results, strict=True)]
     return values[0] if isinstance(out, str) else values
 

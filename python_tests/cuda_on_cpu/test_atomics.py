@@ -30,7 +30,8 @@ def contended(operation, kind, start, values, space, seed=0):
             .reg .{register} w; @p0 ld.shared.{kind} w, [x3]; @p0 st.global.{kind} [x2], w;"""
     body += f"st.global.{kind} [x1], d;"
     old, cells = torch.zeros_like(values), torch.tensor(start, dtype=dtype)
-    launch(body, values, old, cells, block=THREADS, outside=SHARED, seed=seed)
+    options = {"block": THREADS, "outside": SHARED, "seed": seed}
+    launch(body, values, old, cells, **options, on_gpu={1: False})  # the order is free
     return old, cells
 
 

@@ -29,11 +29,13 @@ def field_reference(value, kind, pos, length):
     return result
 
 
-@pytest.mark.parametrize("kind", ["u32", "s32", "u64", "s64"])
-@pytest.mark.parametrize("high", [0, 0xFFFFFF00])
+FIELD_KINDS = [("u32", 0), ("s32", 0), ("u32", ~0xFF), ("s32", ~0xFF), ("u64", 0), ("s64", 0)]
+
+
+@pytest.mark.parametrize(("kind", "high"), FIELD_KINDS)
 def test_bfe(kind, high):
-    """Position and length are the operands' low bytes, whatever stands above."""
-    bits = int(kind[1:])
+    """Position and length are the low bytes of 32-bit operands, whatever stands above."""
+    bits, high = int(kind[1:]), high & 0xFFFFFFFF
     for seed in range(3):
         a = random_bits(bits, len(FIELDS), seed=20 + seed, extremes=False)
         pos, length = zip(*FIELDS, strict=True)

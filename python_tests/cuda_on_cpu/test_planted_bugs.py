@@ -216,6 +216,7 @@ def found(run, ptx, seed, launch):
 @pytest.mark.parametrize(("run", "change", "launch", "surfaces"), BUGS)
 def test_bug_surfaces(run, change, launch, surfaces):
     ptx = nk.compiled(nk.source_of(run), *change)
+    launch = {"on_gpu": False, **launch}  # what a bug does there is nobody's promise
     shown = set().union(*(found(run, ptx, seed, launch) for seed in SEEDS))
     allowed = surfaces if isinstance(surfaces, tuple) else (surfaces,)
     assert shown & set(allowed), f"{allowed} expected, found {shown or 'nothing'}"

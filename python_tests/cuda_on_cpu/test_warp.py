@@ -88,7 +88,8 @@ def test_partial_mask_inside_a_branch():
         shfl.sync.down.b32 d, a, 1, 31, 31; vote.sync.ballot.b32 t0, 1, 31; add.u32 d, d, t0;
         DONE: bar.warp.sync {FULL};
     """
-    got = run(code, "u32", ("u32", [i * 100 for i in range(32)]))
+    # Lane 4 asks a lane outside the mask, whose answer is undefined.
+    got = run(code, "u32", ("u32", [i * 100 for i in range(32)]), on_gpu=False)
     assert got[:4] == [131, 231, 331, 431]
     assert got[5:] == [0] * 27
 
@@ -193,7 +194,8 @@ def test_special_registers():
         mad.lo.u32 d, t1, 100, t0; mad.lo.u32 e, t4, 100, t5; add.u32 e, e, t3;
         mad.lo.u32 d, t2, 10000, d;
     """
-    d, e = run(code, ("u32", "u32"), ("u32", VALUES * 3))
+    # On a GPU %warpid is whichever place the warp was given.
+    d, e = run(code, ("u32", "u32"), ("u32", VALUES * 3), on_gpu=False)
     assert d == [960000 + i // 32 * 100 + i % 32 for i in range(96)]
     assert e == [i % 32 * 100 + 32 - i % 32 for i in range(96)]
 

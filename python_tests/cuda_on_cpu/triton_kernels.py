@@ -190,12 +190,12 @@ class Compiled:
     shared: int
     num_warps: int
 
-    def run(self, emulate, grid, *args, seed=0):
+    def run(self, emulate, grid, *args, **options):
         """Launches it; pointers to scratch memory, which Triton appends, are null."""
         declared = re.search(rf"\.entry {self.name}\((.*?)\)", self.ptx, re.DOTALL)[1]
         scratch = [None] * (declared.count(".param") - len(args))
         kernel = emulate(self.ptx, self.name)
-        return kernel[grid, 32 * self.num_warps, self.shared](*args, *scratch, seed=seed)
+        return kernel[grid, 32 * self.num_warps, self.shared](*args, *scratch, **options)
 
 
 @functools.cache

@@ -71,8 +71,8 @@ uint64_t convert(const Inst& i, uint64_t bits) {
   if (integral) x = to_integral(x, mode);
   x = round_to(format_of(to), x, integral ? int{kNearest} : mode);
   if (ftz && to == f32) x = flush(static_cast<float>(x));
-  if (sat) x = std::isnan(x) || x < 0 ? 0 : std::min(x, 1.0L);
-  if (relu && !std::isnan(x) && x < 0) x = 0;
+  if (sat) x = x > 0 ? std::min(x, 1.0L) : 0;
+  if (relu && x <= 0) x = 0;
   return encode(x, to);
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 template <class T>
 T saturate(T x) {
-  return std::isnan(x) || x < 0 ? T{0} : std::min(x, T{1});
+  return x > 0 ? std::min(x, T{1}) : T{0};  // of NaN and -0: +0
 }
 
 template <class T>
@@ -28,6 +28,9 @@ T with_modes(const Inst& i, F f, A... a) {
   if (i.imm[1]) ((a = flush(a)), ...);
   volatile T in[] = {a...};  // keeps the compiler from computing before the rounding mode is set
   T out = directed<T>(i.imm[0], [&] { return f(in); });
+  // Hardware calls a result tiny by its exact value, before rounding.
+  constexpr T kNormal = std::numeric_limits<T>::min();
+  if (i.imm[1] && std::fabs(out) == kNormal && std::fabs(directed<T>(kZero, [&] { return f(in); })) < kNormal) out = 0;
   if (i.imm[1]) out = flush(out);
   if (i.imm[2]) out = saturate(out);
   if constexpr (sizeof(T) == 4) out = canonical(out);
@@ -114,8 +117,8 @@ struct Narrow {
   // Exact sums and products of narrow values may need more than 64 bits: cut to odd, then rounded once.
   static uint16_t round(const Inst& i, long double x) {
     long double out = round_to(format, x, i.imm[0]);
-    if (i.imm[2]) out = std::isnan(out) || out < 0 ? 0 : std::min(out, 1.0L);
-    if (i.imm[3] && !std::isnan(out) && out < 0) out = 0;  // relu
+    if (i.imm[2]) out = out > 0 ? std::min(out, 1.0L) : 0;
+    if (i.imm[3] && out <= 0) out = 0;  // relu, which makes -0 +0
     return maybe_flush(i, encode16(format, out));
   }
   static uint16_t maybe_flush(const Inst& i, uint16_t bits) { return i.imm[1] ? flush16(format, bits) : bits; }
