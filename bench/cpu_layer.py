@@ -3,7 +3,7 @@
 One thread and process CPU time, because cores may be shared; samples of the two alternate, and the
 median counts. Both sides get the same routing for free. Times end at the summed [T, H]. The answer
 is checked first, against float64. malloc is told to keep what is freed, as a serving process would:
-otherwise the cells with many tokens measure how fast the system clears pages.
+otherwise (``--malloc default``) cells with many tokens measure how fast the system clears pages.
 """
 
 from __future__ import annotations
@@ -171,16 +171,19 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--seconds", type=float, default=4.0, help="of samples per case")
+    parser.add_argument("--malloc", choices=("keep", "default"), default="keep")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    keep_freed_memory()
+    if arguments.malloc == "keep":
+        keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     header = {
         "torch": torch.__version__,
         "cpu": cpu_model(),
         "threads": 1,
+        "malloc": arguments.malloc,
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
     }
     table = Table(title=", ".join(f"{key} {value}" for key, value in header.items()))
