@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from . import gpu
 from .arguments import pack
 from .build import core
-from .errors import BY_KIND, BadLaunch, Unsupported
+from .errors import BY_KIND, BadLaunch, Finding, Unsupported
 from .limits import check_limits
 from .lower import Lowering
 from .parse import SIZES, Module, Variable, parse
@@ -22,7 +22,7 @@ class Report:
     """What a launch did. ``counts`` are counts: nothing here is a time."""
 
     counts: dict[str, int]
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
 
 
 class Loaded:
@@ -166,9 +166,10 @@ class Kernel:
             raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
         report = Report({name: getattr(counts, name) for name in COUNTS})
         for line in core().emu_warnings().decode().splitlines():
-            inst, place, thread, text = line.split("\t")
+            inst, place, thread, kind, text = line.split("\t")
             at = tuple(int(i) for i in place.split(","))
-            report.warnings.append(text + self._where(int(inst), at, int(thread), block))
+            text += self._where(int(inst), at, int(thread), block)
+            report.warnings.append(Finding(text, int(kind)))
         return report
 
     def _arguments(self, args) -> tuple[bytes, list[Buffer]]:

@@ -63,3 +63,17 @@ BY_KIND = {
     9: Invalid,
     10: GlobalRace,
 }
+
+
+WARNINGS = ("other", "uninitialised-shared", "uninitialised-global", "shuffle")  # WarningKind
+
+
+class Finding(str):
+    """A warning: its text, and the ``kind`` of what it warns of."""
+
+    kind: str
+
+    def __new__(cls, text: str, kind: int = 0) -> Finding:
+        made = super().__new__(cls, text)
+        made.kind = WARNINGS[kind]
+        return made

@@ -62,12 +62,18 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 @rule(
-    *("membar", "fence", "nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
-    allow="sc acq_rel acquire release cta gpu cluster sys gl global local L1 L2 mask",
+    *("nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
+    allow="global local L1 L2 mask",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    """Memory is sequentially consistent here, and there are no caches."""
+    """There are no caches, and time is not kept."""
     low.emit("nop", [])
+
+
+@rule("membar", "fence", allow="sc acq_rel acquire release cta gpu cluster sys gl")
+def fence(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    """Orders what other threads may know; values are sequentially consistent anyway."""
+    low.emit("fence", [], "cta" not in parts)
 
 
 @rule("createpolicy", allow="fractional range cvt L2")

@@ -28,6 +28,13 @@ ORDERS = ("volatile", "relaxed", "acquire", "release", "acq_rel")
 PLACE = f"{' '.join(SPACES)} {' '.join(ORDERS)} cta gpu sys cluster"
 
 
+def order_flags(parts: list[str]) -> int:
+    """Bits 4 to 6 of load_store.cpp."""
+    acquires = "acquire" in parts or "acq_rel" in parts
+    releases = "release" in parts or "acq_rel" in parts
+    return acquires << 4 | releases << 5 | ("cta" in parts) << 6
+
+
 def space_of(parts: list[str], variable: str | None) -> int:
     named = next((SPACES[part] for part in parts if part in SPACES), GENERIC)
     if named == PARAM and variable == "local":
@@ -45,7 +52,7 @@ def load_store(low: Lowering, parts: list[str], operands: list[str]) -> None:
     size = SIZES[kind]
     into_wide = size < 8 and any(SIZES.get(low.kind(e) or kind) == 8 for e in elements)
     strong = any(part in ORDERS for part in parts)
-    flags = wide | (kind[0] == "s") << 1 | into_wide << 2 | strong << 3
+    flags = wide | (kind[0] == "s") << 1 | into_wide << 2 | strong << 3 | order_flags(parts)
     registers = [register, *values(low, "b64" if into_wide else kind, elements)]
     counted = parts[0] == "st" or space not in (PARAM, LOCAL)
     name = "st" if parts[0] == "st" else "ld" if counted else "ld.param"
@@ -77,7 +84,7 @@ def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
         SIZES[kind],
         1,
         offset,
-        wide,
+        wide | order_flags(parts),
         ATOMICS[operation],
     )
 

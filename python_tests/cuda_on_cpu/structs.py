@@ -25,6 +25,7 @@ class Buffer(ctypes.Structure):
         ("size", ctypes.c_uint64),
         ("read_only", ctypes.c_int32),
         ("pad", ctypes.c_int32),
+        ("written", ctypes.c_void_p),
     )
 
 
@@ -53,6 +54,7 @@ class Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("resident", ctypes.c_int64),
         ("max_steps", ctypes.c_int64),
+        ("executed", ctypes.POINTER(ctypes.c_uint64)),
     )
 
 

@@ -1,5 +1,6 @@
 // Logic, shifts, bit fields, selection, and predicates.
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 
 #include "lanes.h"
@@ -9,9 +10,7 @@ namespace {
 
 template <class T>
 uint32_t leading_zeros(T a) {
-  uint32_t count = 0;
-  for (int i = 8 * sizeof(T) - 1; i >= 0 && !(a >> i & 1); --i) ++count;
-  return count;
+  return std::countl_zero(a);
 }
 
 template <class T>
@@ -70,8 +69,9 @@ void bits(const std::string& t) {
   add("selp." + t, [](Warp& w, const Inst& i, uint32_t mask) {
     const int32_t* o = operands(w, i);
     const uint32_t p = predicate(w, o[3]) ^ (i.imm[0] ? ~0u : 0);
+    const Row<T> a(w, o[1]), b(w, o[2]);
     for (int lane = 0; lane < kLanes; ++lane) {
-      if (has(mask, lane)) set<T>(w, o[0], lane, get<T>(w, o[has(p, lane) ? 1 : 2], lane));
+      if (has(mask, lane)) set<T>(w, o[0], lane, has(p, lane) ? a.lane[lane] : b.lane[lane]);
     }
   });
   lanes<T, T, T, int32_t>("slct.s32." + t, [](T a, T b, int32_t c) { return c >= 0 ? a : b; });

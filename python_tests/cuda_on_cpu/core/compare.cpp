@@ -10,7 +10,7 @@ namespace {
 enum Compare { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan_ };
 
 template <class T>
-bool compare(int c, T a, T b) {
+inline bool compare(int c, T a, T b) {
   const bool unordered = a != a || b != b;
   switch (c) {
     case eq:
@@ -66,16 +66,42 @@ bool holds(const Inst& i, T a, T b) {
   return compare(i.imm[0], operand(a, i.imm[3]), operand(b, i.imm[3]));
 }
 
+template <class T, class F>
+uint32_t where(const Warp& w, const int32_t* o, F f) {
+  const Row<T> a(w, o[0]), b(w, o[1]);
+  uint8_t flags[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) flags[lane] = f(a.lane[lane], b.lane[lane]);
+  return mask_of(flags);
+}
+
+// The lanes where it holds. What compilers emit most has a loop of its own, with no choice in it.
+template <class T>
+uint32_t holding(const Warp& w, const Inst& i, const int32_t* o) {
+  if constexpr (std::is_arithmetic_v<T>) {
+    if (!i.imm[3]) {
+      switch (i.imm[0]) {
+        case eq:
+          return where<T>(w, o, [](T a, T b) { return a == b; });
+        case lt:
+          return where<T>(w, o, [](T a, T b) { return a < b; });
+        case le:
+          return where<T>(w, o, [](T a, T b) { return a <= b; });
+        case gt:
+          return where<T>(w, o, [](T a, T b) { return a > b; });
+        case ge:
+          return where<T>(w, o, [](T a, T b) { return a >= b; });
+      }
+    }
+  }
+  return where<T>(w, o, [&i](T a, T b) { return holds(i, a, b); });
+}
+
 // p|q = compare(a, b) combined with c. imm: [0] comparison, [1] none, and, or, xor, [2] c negated, [3] ftz.
 // Operands: p, q or -1, a, b, c.
 template <class T>
 void setp(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
-  uint32_t result = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!has(mask, lane)) continue;
-    result |= static_cast<uint32_t>(holds(i, get<T>(w, o[2], lane), get<T>(w, o[3], lane))) << lane;
-  }
+  uint32_t result = holding<T>(w, i, o + 2);
   uint32_t inverse = ~result;
   if (i.imm[1]) {
     const uint32_t c = predicate(w, o[4]) ^ (i.imm[2] ? ~0u : 0);

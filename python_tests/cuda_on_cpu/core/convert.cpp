@@ -42,6 +42,8 @@ uint64_t encode(long double x, int type) {
   return bits;
 }
 
+float decode_narrow(uint64_t bits, int type) { return type == f16 ? decode_half(bits) : decode_bfloat(bits); }
+
 uint64_t to_integer(long double x, int type, int mode, int from) {
   if (std::isnan(x)) return bits_of(type) == 64 || from == f64 ? 1ull << (bits_of(type) - 1) : 0;
   const int bits = bits_of(type);
@@ -51,13 +53,29 @@ uint64_t to_integer(long double x, int type, int mode, int from) {
   return is_signed(type) ? static_cast<uint64_t>(static_cast<int64_t>(value)) : static_cast<uint64_t>(value);
 }
 
+uint64_t extend(uint64_t bits, int type) {
+  const int shift = 64 - bits_of(type);
+  return is_signed(type) ? static_cast<uint64_t>(static_cast<int64_t>(bits << shift) >> shift) : bits << shift >> shift;
+}
+
 uint64_t integer_to_integer(uint64_t bits, int from, int to, bool sat) {
-  if (sat) return to_integer(decode(bits, from), to, kZero, from);
-  const int64_t value = is_signed(from) ? static_cast<int64_t>(decode(bits, from)) : 0;
-  const uint64_t wide = is_signed(from) ? static_cast<uint64_t>(value) : static_cast<uint64_t>(decode(bits, from));
-  if (bits_of(to) == 64) return wide;
-  const uint64_t cut = wide & ((1ull << bits_of(to)) - 1);
-  return is_signed(to) ? static_cast<uint64_t>(static_cast<int64_t>(decode(cut, to))) : cut;
+  return sat ? to_integer(decode(bits, from), to, kZero, from) : extend(extend(bits, from), to);
+}
+
+float as_float(uint64_t bits) {
+  const uint32_t low = bits;
+  float x;
+  std::memcpy(&x, &low, 4);
+  return x;
+}
+
+// To nearest, as encode(round_to()) would, for what compilers emit most.
+uint32_t narrow_nearest(float x, int to) {
+  if (std::isnan(x)) return 0x7fff;
+  if (to == f16) return encode16(kHalf, x);
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
 // imm: [0] to, [1] from, [2] rounding, [3] ftz | sat << 1 | relu << 2 | round to an integral float << 3
@@ -65,6 +83,10 @@ uint64_t convert(const Inst& i, uint64_t bits) {
   const int to = i.imm[0], from = i.imm[1], mode = i.imm[2];
   const bool ftz = i.imm[3] & 1, sat = i.imm[3] & 2, relu = i.imm[3] & 4, integral = i.imm[3] & 8;
   if (!is_float(to) && !is_float(from)) return integer_to_integer(bits, from, to, sat);
+  if (i.imm[3] == 0 && mode == kNearest) {
+    if (from == f32 && (to == f16 || to == bf16)) return narrow_nearest(as_float(bits), to);
+    if (to == f32 && (from == f16 || from == bf16)) return encode(decode_narrow(bits, from), to);
+  }
   long double x = decode(bits, from);
   if (ftz && from == f32) x = flush(static_cast<float>(x));
   if (!is_float(to)) return to_integer(x, to, mode, from);

@@ -16,7 +16,6 @@ T saturate(T x) {
 template <class T>
 T directed(int mode, auto f) {
   static const int modes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
-  if (mode == kNearest) return f();
   fesetround(modes[mode]);
   volatile T out = f();
   fesetround(FE_TONEAREST);
@@ -26,11 +25,19 @@ T directed(int mode, auto f) {
 template <class T, class F, class... A>
 T with_modes(const Inst& i, F f, A... a) {
   if (i.imm[1]) ((a = flush(a)), ...);
+  T out;
   volatile T in[] = {a...};  // keeps the compiler from computing before the rounding mode is set
-  T out = directed<T>(i.imm[0], [&] { return f(in); });
+  if (i.imm[0] == kNearest) {
+    const T now[] = {a...};
+    out = f(now);
+  } else {
+    out = directed<T>(i.imm[0], [&] { return f(in); });
+  }
   // Hardware calls a result tiny by its exact value, before rounding.
   constexpr T kNormal = std::numeric_limits<T>::min();
-  if (i.imm[1] && std::fabs(out) == kNormal && std::fabs(directed<T>(kZero, [&] { return f(in); })) < kNormal) out = 0;
+  if (i.imm[1] && std::fabs(out) == kNormal && std::fabs(directed<T>(kZero, [&] { return f(in); })) < kNormal) {
+    out = std::copysign(T{0}, out);
+  }
   if (i.imm[1]) out = flush(out);
   if (i.imm[2]) out = saturate(out);
   if constexpr (sizeof(T) == 4) out = canonical(out);
@@ -50,31 +57,31 @@ T minimum(T a, T b, bool nan_wins, bool largest) {
 template <class T>
 void arithmetic(const std::string& t) {
   lanes_with<T, T, T>("add." + t, [](const Inst& i, T a, T b) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] + x[1]; }, a, b);
+    return with_modes<T>(i, [](const auto* x) -> T { return x[0] + x[1]; }, a, b);
   });
   lanes_with<T, T, T>("sub." + t, [](const Inst& i, T a, T b) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] - x[1]; }, a, b);
+    return with_modes<T>(i, [](const auto* x) -> T { return x[0] - x[1]; }, a, b);
   });
   lanes_with<T, T, T>("mul." + t, [](const Inst& i, T a, T b) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] * x[1]; }, a, b);
+    return with_modes<T>(i, [](const auto* x) -> T { return x[0] * x[1]; }, a, b);
   });
   lanes_with<T, T, T, T>("fma." + t, [](const Inst& i, T a, T b, T c) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return std::fma(T(x[0]), T(x[1]), T(x[2])); }, a, b, c);
+    return with_modes<T>(i, [](const auto* x) -> T { return std::fma(T(x[0]), T(x[1]), T(x[2])); }, a, b, c);
   });
   lanes_with<T, T, T>("div." + t, [](const Inst& i, T a, T b) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return x[0] / x[1]; }, a, b);
+    return with_modes<T>(i, [](const auto* x) -> T { return x[0] / x[1]; }, a, b);
   });
   lanes_with<T, T>("sqrt." + t, [](const Inst& i, T a) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return std::sqrt(T(x[0])); }, a);
+    return with_modes<T>(i, [](const auto* x) -> T { return std::sqrt(T(x[0])); }, a);
   });
   lanes_with<T, T>("rcp." + t, [](const Inst& i, T a) {
-    return with_modes<T>(i, [](const volatile T* x) -> T { return T{1} / x[0]; }, a);
+    return with_modes<T>(i, [](const auto* x) -> T { return T{1} / x[0]; }, a);
   });
   // Approximations: the result rounded to nearest, which lies within the error PTX allows.
   const auto approximate = [&](const char* name, auto f) {
     using F = decltype(f);
     lanes_with<T, T>(name + t, [](const Inst& i, T a) {
-      return with_modes<T>(i, [](const volatile T* x) -> T { return static_cast<T>(F{}(double(x[0]))); }, a);
+      return with_modes<T>(i, [](const auto* x) -> T { return static_cast<T>(F{}(double(x[0]))); }, a);
     });
   };
   approximate("rsqrt.", [](double x) { return 1 / std::sqrt(x); });

@@ -60,10 +60,17 @@ inline uint32_t encode16(const Format& f, long double x) {
   return out;
 }
 
+// The exponent's bias is 112 less: a product with a power of two is exact, for subnormals, too.
 inline float decode_half(uint16_t bits) {
-  _Float16 half;
-  std::memcpy(&half, &bits, 2);
-  return half;
+  uint32_t wide = (bits & 0x7fffu) << 13;
+  float out;
+  std::memcpy(&out, &wide, 4);
+  out *= 0x1p112f;
+  std::memcpy(&wide, &out, 4);
+  if ((bits & 0x7c00) == 0x7c00) wide = 0x7f800000u | (bits & 0x3ffu) << 13;
+  wide |= (bits & 0x8000u) << 16;
+  std::memcpy(&out, &wide, 4);
+  return out;
 }
 
 inline float decode_bfloat(uint16_t bits) {

@@ -9,7 +9,14 @@ namespace {
 
 // imm of ld and st: [0] space, [1] bytes of an element, [2] elements, [3] offset, [4] bit 0: the address register has
 // 64 bits, bit 1: sign-extend, bit 2: the value registers have 64 bits though elements are narrower, bit 3: volatile
-// or stronger.
+// or stronger, bit 4: acquire, bit 5: release, bit 6: for one block only.
+Use use_of(const Inst& i, bool write, bool atomic) {
+  const int64_t flags = i.imm[4];
+  Use use{.write = write, .strong = atomic || (flags & 8), .atomic = atomic};
+  use.acquire = flags & 16, use.release = flags & 32, use.wide = !(flags & 64);
+  return use;
+}
+
 uint64_t address_of(const Warp& w, const Inst& i, int32_t reg, int lane) {
   const uint64_t base = i.imm[4] & 1 ? get<uint64_t>(w, reg, lane) : get<uint32_t>(w, reg, lane);
   return base + i.imm[3];
@@ -28,23 +35,23 @@ void put_element(Warp& w, const Inst& i, int32_t reg, int lane, const uint8_t* f
   }
 }
 
-void count_all(Warp& w, const Inst& i, int32_t reg, uint32_t mask, bool write) {
-  uint64_t addresses[kLanes] = {};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (has(mask, lane)) addresses[lane] = address_of(w, i, reg, lane);
+struct Addresses {
+  uint64_t of[kLanes] = {};
+
+  Addresses(const Warp& w, const Inst& i, int32_t reg, uint32_t mask) {
+    for (uint32_t rest = mask; rest; rest &= rest - 1)
+      of[__builtin_ctz(rest)] = address_of(w, i, reg, __builtin_ctz(rest));
   }
-  count_access(w, static_cast<Space>(i.imm[0]), addresses, mask, i.imm[1] * i.imm[2], write);
-}
+};
 
 // Operands: address, then the values.
-void ld(Warp& w, const Inst& i, uint32_t mask) {
+void load(Warp& w, const Inst& i, uint32_t mask, const Addresses& addresses) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
-  const Use use{.write = false, .strong = (i.imm[4] & 8) != 0};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!has(mask, lane)) continue;
-    const uint8_t* from =
-        access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, use);
+  const Use use = use_of(i, false, false);
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    const uint8_t* from = access(w, lane, static_cast<Space>(i.imm[0]), addresses.of[lane], bytes * count, use);
     uint8_t copy[64];
     std::memcpy(copy, from, bytes * count);
     for (int e = 0; e < count; ++e) {
@@ -53,25 +60,30 @@ void ld(Warp& w, const Inst& i, uint32_t mask) {
   }
 }
 
+void ld(Warp& w, const Inst& i, uint32_t mask) { load(w, i, mask, Addresses(w, i, operands(w, i)[0], mask)); }
+
 void ld_counted(Warp& w, const Inst& i, uint32_t mask) {
-  count_all(w, i, operands(w, i)[0], mask, false);
-  ld(w, i, mask);
+  const Addresses addresses(w, i, operands(w, i)[0], mask);
+  count_access(w, static_cast<Space>(i.imm[0]), addresses.of, mask, i.imm[1] * i.imm[2], false);
+  load(w, i, mask, addresses);
 }
 
 void st(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
-  count_all(w, i, o[0], mask, true);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!has(mask, lane)) continue;
-    uint8_t data[64];
+  const Addresses addresses(w, i, o[0], mask);
+  count_access(w, static_cast<Space>(i.imm[0]), addresses.of, mask, bytes * count, true);
+  uint8_t data[64];
+  Use use = use_of(i, true, false);
+  use.data = data;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
     for (int e = 0; e < count; ++e) {
       const bool wide = bytes == 8 || (i.imm[4] & 4);
       const uint64_t value = wide ? get<uint64_t>(w, o[1 + e], lane) : get<uint32_t>(w, o[1 + e], lane);
       std::memcpy(data + e * bytes, &value, bytes);
     }
-    const Use use{.write = true, .strong = (i.imm[4] & 8) != 0, .data = data};
-    uint8_t* to = access(w, lane, static_cast<Space>(i.imm[0]), address_of(w, i, o[0], lane), bytes * count, use);
+    uint8_t* to = access(w, lane, static_cast<Space>(i.imm[0]), addresses.of[lane], bytes * count, use);
     std::memcpy(to, data, bytes * count);
   }
 }
@@ -125,12 +137,12 @@ template <class T, auto kFunction>
 void atom(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   const Space space = static_cast<Space>(i.imm[0]);
+  const Use use = use_of(i, true, true);
   ++w.block->machine->counts.atomics;
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint64_t address = address_of(w, i, o[1], lane);
-    access(w, lane, space, address, sizeof(T), {.write = false, .strong = true});
-    uint8_t* at = access(w, lane, space, address, sizeof(T), {.write = true, .strong = true});
+    uint8_t* at = access(w, lane, space, address, sizeof(T), use);
     T old;
     std::memcpy(&old, at, sizeof(T));
     const T value = kFunction(i.imm[5], old, get<T>(w, o[2], lane), i.count > 3 ? get<T>(w, o[3], lane) : T{});

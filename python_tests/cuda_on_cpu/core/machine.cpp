@@ -89,20 +89,32 @@ void start(Machine& m, Warp& w) {
   }
 }
 
+// A block that has ended leaves its memory to the next.
+void reuse(Block& block, std::unique_ptr<Block>& old) {
+  if (!old) return;
+  block.shared.swap(old->shared), block.written.swap(old->written), block.pending.swap(old->pending);
+  block.cells.swap(old->cells), block.reads.swap(old->reads);
+  for (size_t k = 0; k < block.warps.size(); ++k) {
+    block.warps[k].storage.swap(old->warps[k].storage), block.warps[k].local.swap(old->warps[k].local);
+  }
+  old.reset();
+}
+
 std::unique_ptr<Block> make_block(Machine& m, uint64_t index) {
   auto block = std::make_unique<Block>();
+  const int threads = m.launch.block[0] * m.launch.block[1] * m.launch.block[2];
+  block->warps.resize((threads + kLanes - 1) / kLanes);
+  reuse(*block, m.ended);
   block->number = index + 1;
   const uint32_t* grid = m.launch.grid;
   block->machine = &m;
   block->id[0] = index % grid[0], block->id[1] = index / grid[0] % grid[1], block->id[2] = index / grid[0] / grid[1];
   const size_t shared = m.program.static_shared + m.launch.dynamic_shared;
   block->shared.assign(shared, 0xcd);
-  block->written.assign(shared, 0);
-  block->pending.assign(shared, 0);
-  const int threads = m.launch.block[0] * m.launch.block[1] * m.launch.block[2];
-  block->warps.resize((threads + kLanes - 1) / kLanes);
-  block->cells.resize(shared / 4 + 1);
-  block->reads.resize(block->cells.size() * block->warps.size());
+  block->written.assign(shared + 1, 0);
+  block->pending.assign(shared + 1, 0);
+  block->cells.assign(shared / 4 + 1, Cell{});
+  if (!block->reads) block->reads.reset(new Touch[block->cells.size() * block->warps.size()]);
   for (size_t k = 0; k < block->warps.size(); ++k) {
     block->warps[k].block = block.get();
     block->warps[k].index = k;
@@ -111,9 +123,8 @@ std::unique_ptr<Block> make_block(Machine& m, uint64_t index) {
   return block;
 }
 
-// One turn for every warp of a block, in an order that the seed decides; whether any of them goes on.
-bool turn(Machine& m, Block& block) {
-  Runner runner(m, block);
+// One turn for every warp of a block, in an order that the seed decides.
+void turn(Machine& m, Block& block, Runner& runner) {
   std::vector<Warp*> order;
   for (Warp& w : block.warps) order.push_back(&w);
   if (m.launch.seed != 0) {
@@ -122,6 +133,17 @@ bool turn(Machine& m, Block& block) {
   bool progress = false;
   for (Warp* w : order) progress |= runner.run(*w, m.launch.seed != 0 ? 1 + m.random() % 64 : 4096);
   if (!progress && runner.live()) runner.stuck();
+}
+
+// Turns for a block; whether any of its warps goes on. In order, a block has another for every barrier that it passes:
+// what it works on is still in the caches.
+bool turns(Machine& m, Block& block) {
+  Runner runner(m, block);
+  for (uint64_t barriers = ~0ull; runner.live() && m.counts.barriers != barriers;) {
+    barriers = m.counts.barriers;
+    turn(m, block, runner);
+    if (m.launch.seed != 0) break;
+  }
   return runner.live();
 }
 
@@ -135,11 +157,15 @@ void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident) {
   for (uint64_t next = 0; next < total || !resident.empty();) {
     while (next < total && resident.size() < static_cast<size_t>(m.launch.resident)) {
       resident.push_back(make_block(m, order[next++]));
+      if (m.launch.seed != 0 || turns(m, *resident.back())) continue;
+      m.ended = std::move(resident.back());
+      resident.pop_back();
     }
     for (size_t k = 0; k < resident.size();) {
-      if (turn(m, *resident[k])) {
+      if (turns(m, *resident[k])) {
         ++k;
       } else {
+        m.ended = std::move(resident[k]);
         resident.erase(resident.begin() + k);
       }
     }
@@ -161,13 +187,14 @@ uint32_t Machine::random() {
   return random_state >> 16;
 }
 
-void Machine::warn(const Warp& w, int lane, const std::string& text) {
+void Machine::warn(const Warp& w, int lane, const std::string& text, WarningKind kind) {
   const size_t where = w.current - program.insts;
   if (warned[where]) return;
   warned[where] = 1;
   const uint32_t* id = w.block->id;
   warnings.push_back(std::to_string(where) + "\t" + std::to_string(id[0]) + "," + std::to_string(id[1]) + "," +
-                     std::to_string(id[2]) + "\t" + std::to_string(w.thread(lane)) + "\t" + text);
+                     std::to_string(id[2]) + "\t" + std::to_string(w.thread(lane)) + "\t" + std::to_string(kind) +
+                     "\t" + text);
 }
 
 namespace {

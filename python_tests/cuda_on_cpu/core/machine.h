@@ -1,6 +1,7 @@
 // The state of a launch: blocks, warps, lanes, and what handlers may do with them.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "order.h"
 #include "program.h"
 
 namespace emu {
@@ -50,6 +52,8 @@ struct Warp {
   std::vector<PendingCopy> copies;
   uint32_t copy_group[kLanes] = {};
   const Inst* current = nullptr;
+  uint32_t active = 0;  // the lanes that run it
+  Order order;
 
   int thread(int lane) const { return index * kLanes + lane; }
 };
@@ -65,64 +69,58 @@ struct Barrier {
   uint32_t arrived = 0;
   uint32_t expected = 0;  // 0: every live thread
   std::vector<uint32_t> clock;
+  Order order;
   std::vector<Arrival> arrivals;
 };
 
 // Who touched four bytes of shared memory, which of them, and when.
 struct Touch {
-  uint32_t clock = 0;  // the warp's own; 0: nobody
-  uint32_t sync = 0;   // the warp's epoch
-  uint32_t epoch = 0;  // the lane's; the least where there are several
-  uint32_t lanes = 0;
-  uint8_t bytes = 0;
-  bool strong = false;
+  uint32_t clock;  // the warp's own; 0: nobody
+  uint32_t sync;   // the warp's epoch
+  uint32_t epoch;  // the lane's; the least where there are several
+  uint32_t lanes;
+  uint8_t bytes;
+  bool strong;
 };
 
 struct Cell {
   Touch write;
-  int32_t warp = -1;  // that wrote
+  int32_t warp;      // that wrote
+  uint32_t readers;  // warps that have read since a write that came after all earlier reads
 };
 
-// What has happened before a block's next access to global memory: by other blocks, up to which of their clocks.
-struct History {
-  std::unordered_map<uint32_t, uint32_t> blocks;
-
-  void join(const History& other) {
-    for (const auto& [block, clock] : other.blocks) {
-      uint32_t& mine = blocks[block];
-      if (clock > mine) mine = clock;
-    }
-  }
-};
-
-// Which blocks touched four bytes of global memory. Numbers are the block's plus one; 0: none.
+// Who touched four bytes of global memory: warps of the launch, numbered from 1; 0: none.
 struct GlobalCell {
-  uint32_t writer = 0, write_clock = 0, reader = 0, read_clock = 0;
-  uint8_t written = 0, read = 0;
+  uint32_t writer, write_clock, reader, read_clock;
+  uint8_t written, read;
+  bool strong_write, strong_read;
+};
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
 };
 
 struct Block {
   Machine* machine;
   uint32_t number = 0;
-  uint32_t clock = 1;
-  History history;
   uint32_t id[3];
   std::vector<uint8_t> shared;
-  std::vector<uint8_t> written;                                  // per byte of shared memory
-  std::vector<Cell> cells;                                       // per four bytes
-  std::vector<Touch> reads;                                      // [cell][warp]
-  std::unordered_map<uint64_t, std::vector<uint32_t>> releases;  // by the address of an atomic: warps' clocks
-  std::vector<uint8_t> pending;                                  // per byte: how many cp.async to it have not landed
+  std::vector<uint8_t> written;                    // per byte of shared memory
+  std::vector<Cell> cells;                         // per four bytes
+  std::unique_ptr<Touch[]> reads;                  // [warp][cell]: valid for the cell's readers
+  std::unordered_map<uint64_t, Release> releases;  // by the address of a strong access
+  std::vector<uint8_t> pending;                    // per byte: how many cp.async to it have not landed
   std::vector<Warp> warps;
   std::map<int, Barrier> barriers;
 };
 
 struct Machine {
-  std::vector<std::vector<GlobalCell>> global;     // per buffer that may be written
-  std::unordered_map<uint64_t, History> releases;  // by the address of an atomic
+  std::vector<std::unique_ptr<GlobalCell[], Free>> global;  // per buffer that may be written
+  std::unordered_map<uint64_t, Release> releases;           // by the address of a strong access
   Program program;
   Launch launch;
   Counts counts{};
+  std::unique_ptr<Block> ended;  // the latest, whose memory the next may have
   std::vector<std::string> warnings;
   std::vector<uint8_t> warned;  // per instruction
   const Buffer* last_buffer = nullptr;
@@ -130,7 +128,7 @@ struct Machine {
   uint64_t random_state;
 
   uint32_t random();
-  void warn(const Warp& warp, int lane, const std::string& text);
+  void warn(const Warp& warp, int lane, const std::string& text, WarningKind kind = kOther);
 };
 
 using Handler = void (*)(Warp&, const Inst&, uint32_t mask);
@@ -179,6 +177,9 @@ struct Use {
   bool write = false;
   bool strong = false;            // atomic, volatile, or with an order
   const uint8_t* data = nullptr;  // what a plain store will write
+  bool atomic = false;            // reads before it writes
+  bool acquire = false, release = false;
+  bool wide = true;  // for other blocks, too
 };
 uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use);
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write);
@@ -189,5 +190,10 @@ inline const char* verb(bool write) { return write ? "write" : "read"; }
 void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use);
 void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, const Use& use);
 void synchronise_lanes(Warp& w, uint32_t lanes);
+
+// fences.cpp: what one thread tells another through memory.
+uint32_t warp_number(const Warp& w);  // in the launch, from 1
+void synchronise(Warp& w, int lane, std::unordered_map<uint64_t, Release>& releases, uint64_t address, const Use& use);
+void fence(Warp& w, Reach reach);
 
 }  // namespace emu

@@ -41,7 +41,8 @@ const Buffer& buffer_at(Machine& m, uint64_t address, int bytes, int lane, bool 
 }
 
 void check_alignment(uint64_t address, int bytes, int lane, const char* space) {
-  if (address % bytes == 0) return;
+  const bool power = (bytes & (bytes - 1)) == 0;
+  if ((power ? address & (bytes - 1) : address % bytes) == 0) return;
   fault(kMisaligned, lane, "%s access of %d bytes at 0x%llx is not aligned to its size", space, bytes,
         static_cast<unsigned long long>(address));
 }
@@ -90,6 +91,7 @@ uint8_t* global_at(Warp& w, int lane, uint64_t address, int bytes, const Use& us
 Space resolve(Space space, uint64_t& address) {
   if (space == Space::shared) address &= 0xffffffff;
   if (space != Space::generic) return space;
+  if (address < kSharedWindow) return Space::global;
   for (const auto& [window, inside] : {std::pair(kSharedWindow, Space::shared), std::pair(kLocalWindow, Space::local),
                                        std::pair(kParamWindow, Space::param)}) {
     if (address < window || address >= window + kWindowSize) continue;
@@ -102,15 +104,17 @@ Space resolve(Space space, uint64_t& address) {
 int wavefronts(const uint64_t* addresses, uint32_t mask, int bytes) {
   const int at_once = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
   int total = 0;
+  uint64_t words[32][32 * 4];  // [bank]: those asked of it
   for (int first = 0; first < kLanes; first += at_once) {
-    uint64_t words[32 * 4];
-    int count = 0, load[32] = {}, most = 0;
+    int load[32] = {}, most = 0;
     for (int lane = first; lane < first + at_once; ++lane) {
       if (!has(mask, lane)) continue;
       for (uint64_t word = addresses[lane] / 4; word <= (addresses[lane] + bytes - 1) / 4; ++word) {
-        if (std::find(words, words + count, word) != words + count) continue;
-        words[count++] = word;
-        most = std::max(most, ++load[word % 32]);
+        uint64_t* bank = words[word % 32];
+        int& count = load[word % 32];
+        if (std::find(bank, bank + count, word) != bank + count) continue;
+        bank[count++] = word;
+        most = std::max(most, count);
       }
     }
     total += most;
@@ -122,9 +126,10 @@ int wavefronts(const uint64_t* addresses, uint32_t mask, int bytes) {
 int sectors(const uint64_t* addresses, uint32_t mask) {
   uint64_t seen[kLanes];
   int count = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const uint64_t sector = addresses[lane] / 32;
-    if (has(mask, lane) && std::find(seen, seen + count, sector) == seen + count) seen[count++] = sector;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    const uint64_t sector = addresses[__builtin_ctz(rest)] / 32;
+    if (count && seen[count - 1] == sector) continue;
+    if (std::find(seen, seen + count, sector) == seen + count) seen[count++] = sector;
   }
   return count;
 }
@@ -146,8 +151,8 @@ uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, con
 
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write) {
   Counts& c = w.block->machine->counts;
-  uint32_t shared = 0, global = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
+  uint32_t shared = space == Space::shared ? mask : 0, global = space == Space::global ? mask : 0;
+  for (int lane = 0; lane < kLanes && space == Space::generic; ++lane) {
     if (!has(mask, lane)) continue;
     uint64_t address = addresses[lane];
     const Space in = resolve(space, address);

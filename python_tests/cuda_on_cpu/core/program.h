@@ -64,6 +64,7 @@ struct Buffer {
   uint64_t size;
   int32_t read_only;
   int32_t pad;
+  uint8_t* written;  // per byte, 1 where somebody has written it; null where nobody asks
 };
 
 struct Program {
@@ -85,9 +86,10 @@ struct Launch {
   int64_t num_buffers;
   const uint8_t* params;
   int64_t param_bytes;
-  uint64_t seed;      // 0: lowest pc, first warp, first block first
-  int64_t resident;   // blocks in flight
-  int64_t max_steps;  // warp instructions before a launch counts as hung
+  uint64_t seed;       // 0: lowest pc, first warp, first block first
+  int64_t resident;    // blocks in flight
+  int64_t max_steps;   // warp instructions before a launch counts as hung
+  uint64_t* executed;  // per instruction: how often a warp ran it; may be null
 };
 
 enum FaultKind {
@@ -103,6 +105,8 @@ enum FaultKind {
   kInvalid,
   kGlobalRace
 };
+
+enum WarningKind { kOther, kUninitialisedShared, kUninitialisedGlobal, kShuffle };
 
 struct Fault {
   int32_t kind;

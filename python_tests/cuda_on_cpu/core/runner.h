@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "machine.h"
+#include "lanes.h"
 
 namespace emu {
 
@@ -17,12 +17,14 @@ class Runner {
 
   // Runs a warp for at most `quantum` instructions; whether it did anything.
   bool run(Warp& w, uint64_t quantum) {
-    bool progress = false;
+    bool progress = false, same = false;
+    uint32_t group = 0;
     m_.running = &w;
     for (; quantum > 0; --quantum) {
-      const uint32_t group = pick(w);
+      if (!same) group = pick(w);
       if (group == 0) break;
-      step(w, group);
+      // Lanes that go together, alone, and stay together need not be picked again.
+      same = step(w, group) && alone_;
       progress = true;
       if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(group);
     }
@@ -59,45 +61,57 @@ class Runner {
   const Inst& inst(int pc) const { return m_.program.insts[pc]; }
 
   uint32_t pick(const Warp& w) {
-    int lowest = INT32_MAX, wanted = -1;
+    int lowest = INT32_MAX, highest = -1, wanted = -1;
+    uint8_t runs[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
-      if (w.state[lane] == Lane::run) lowest = std::min(lowest, w.pc[lane]);
+      runs[lane] = w.state[lane] == Lane::run;
+      lowest = std::min(lowest, runs[lane] ? w.pc[lane] : INT32_MAX);
+      highest = std::max(highest, runs[lane] ? w.pc[lane] : -1);
     }
+    alone_ = lowest >= highest;
+    if (alone_) return mask_of(runs);
     if (m_.launch.seed != 0 && m_.random() % 8 == 0) {
       const int lane = m_.random() % kLanes;
       if (w.state[lane] == Lane::run) wanted = w.pc[lane];
     }
     const int pc = wanted >= 0 ? wanted : lowest;
-    uint32_t group = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      group |= static_cast<uint32_t>(w.state[lane] == Lane::run && w.pc[lane] == pc) << lane;
-    }
-    return group;
+    for (int lane = 0; lane < kLanes; ++lane) runs[lane] &= w.pc[lane] == pc;
+    return mask_of(runs);
   }
 
-  void count(uint32_t mask) {
+  void count(const Warp& w, uint32_t mask) {
+    if (m_.launch.executed) ++m_.launch.executed[w.current - m_.program.insts];
     ++m_.counts.warp_instructions;
     m_.counts.thread_instructions += __builtin_popcount(mask);
   }
 
   static void advance(Warp& w, uint32_t lanes) {
-    for (int lane = 0; lane < kLanes; ++lane) w.pc[lane] += has(lanes, lane);
+    if (lanes == ~0u) {
+      for (int lane = 0; lane < kLanes; ++lane) ++w.pc[lane];
+    } else {
+      for (int lane = 0; lane < kLanes; ++lane) w.pc[lane] += has(lanes, lane);
+    }
   }
 
-  void step(Warp& w, uint32_t group) {
+  // Whether the lanes are still together, and no other may have begun to run.
+  bool step(Warp& w, uint32_t group) {
     const Inst& i = inst(w.pc[__builtin_ctz(group)]);
-    const HandlerEntry& entry = handler(i.handler);
+    const HandlerEntry& entry = entries_[i.handler];
     w.current = &i;
     uint32_t mask = group;
     if (i.guard >= 0) mask &= predicate(w, i.guard) ^ (i.negate ? ~0u : 0);
-    if (entry.kind == Kind::sync || entry.kind == Kind::barrier) return together(w, i, entry, group, mask);
-    count(mask);
+    if (entry.kind == Kind::sync || entry.kind == Kind::barrier) {
+      together(w, i, entry, group, mask);
+      return false;
+    }
+    w.active = mask;
+    count(w, mask);
     switch (entry.kind) {
       case Kind::branch:
         for (int lane = 0; lane < kLanes; ++lane) {
           if (has(group, lane)) w.pc[lane] = has(mask, lane) ? i.target : w.pc[lane] + 1;
         }
-        return;
+        return mask == group || mask == 0;
       case Kind::indirect: {
         const int32_t* o = operands(w, i);  // operand 0: an index into the rest of the targets, or a pc itself
         for (int lane = 0; lane < kLanes; ++lane) {
@@ -109,16 +123,16 @@ class Runner {
           const int to = i.count > 1 ? o[1 + value * has(mask, lane)] : static_cast<int>(value);
           w.pc[lane] = has(mask, lane) ? to : w.pc[lane] + 1;
         }
-        return;
+        return false;
       }
       case Kind::exit:
         advance(w, group);
         leave(w, mask);
-        return;
+        return false;
       default:
         if (mask) entry.run(w, i, mask);
         advance(w, group);
-        return;
+        return entry.kind == Kind::plain;
     }
   }
 
@@ -136,7 +150,7 @@ class Runner {
   // Lanes wait until all that the member mask names are here.
   void together(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t group, uint32_t mask) {
     advance(w, group & ~mask);
-    if (!mask) return count(0);
+    if (!mask) return count(w, 0);
     const bool aligned = i.imm[5] == kAligned;
     const int32_t* o = operands(w, i);
     const uint32_t members = aligned ? ~0u : get<uint32_t>(w, o[i.imm[5]], __builtin_ctz(mask));
@@ -165,7 +179,8 @@ class Runner {
     for (int lane = 0; lane < kLanes; ++lane) {
       if (has(here, lane)) w.state[lane] = Lane::run;
     }
-    count(here);
+    w.active = here;
+    count(w, here);
     advance(w, here);
     if (entry.kind == Kind::barrier) {
       arrive(w, i, here);
@@ -192,6 +207,7 @@ class Runner {
     b.arrived += __builtin_popcount(lanes);
     b.clock.resize(block_.warps.size());
     for (size_t v = 0; v < b.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
+    b.order.join(w.order);
     if (i.imm[0] == kArrive) {
       ++w.clock[w.index];
     } else {
@@ -220,6 +236,7 @@ class Runner {
   void finish(const Arrival& a, const Barrier& b, uint32_t yes, uint32_t all) {
     Warp& w = *a.warp;
     for (size_t v = 0; v < b.clock.size(); ++v) w.clock[v] = std::max(w.clock[v], b.clock[v]);
+    w.order.join(b.order);
     ++w.clock[w.index];
     synchronise_lanes(w, a.lanes);
     const int32_t* o = operands(w, *a.inst);
@@ -243,6 +260,8 @@ class Runner {
 
   Machine& m_;
   Block& block_;
+  const HandlerEntry* entries_ = &handler(0);
+  bool alone_ = false;  // the group picked last is all that runs
 };
 
 }  // namespace emu

@@ -1,6 +1,7 @@
 // ldmatrix, stmatrix and mma.sync. Fragment layouts are those of the PTX manual, section on warp-level matrix
 // instructions; sums are made in double and rounded once, where hardware may round oftener.
 #include <algorithm>
+#include <bit>
 
 #include "formats.h"
 #include "lanes.h"
@@ -44,6 +45,10 @@ void matrix_move(Warp& w, const Inst& i, uint32_t) {
     }
     if (kStore) continue;
     uint32_t values[kLanes] = {};
+    if (!i.imm[1]) {  // the rows one after another are the lanes' pairs
+      std::memcpy(w.registers + o[1 + m], rows, sizeof(rows));
+      continue;
+    }
     visit([&](int lane, int shift, uint16_t x) { values[lane] |= static_cast<uint32_t>(x) << shift; });
     for (int lane = 0; lane < kLanes; ++lane) set<uint32_t>(w, o[1 + m], lane, values[lane]);
   }
@@ -61,22 +66,61 @@ void matrix_transpose(Warp& w, const Inst& i, uint32_t) {
   }
 }
 
-// Every element of an operand, with where it lies: function(row, column, value) for A [16, k] and B [k, 8] alike.
-// A register holds `per` neighbours in k; a lane's registers go down 8 rows first (A), then on in k.
-template <class Function>
-void for_fragment(const Warp& w, const int32_t* registers, int k, int type, bool is_a, Function function) {
-  const int per = 32 / bits_of(type), step = 4 * per;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const int group = lane / 4, in_group = lane % 4;
-    int index = 0;
-    for (int k0 = 0; k0 < k; k0 += step) {
-      for (int down = 0; down < (is_a ? 2 : 1); ++down) {
-        const uint32_t value = get<uint32_t>(w, registers[index++], lane);
+template <int kType>
+auto element(uint32_t bits) {
+  if constexpr (kType == f16) return decode_half(bits);
+  if constexpr (kType == bf16) return decode_bfloat(bits);
+  if constexpr (kType == s8) return static_cast<int8_t>(bits);
+  if constexpr (kType == u8) return static_cast<uint8_t>(bits);
+  if constexpr (kType == tf32) return std::bit_cast<float>(bits & 0xffffe000);
+}
+
+// Where a lane's values of an operand lie: A [16, k], B [8, k]. A register holds `per` neighbours in k; a lane's
+// registers go down 8 rows first (A), then on in k. put(row, column, value).
+template <int kType, class Put>
+void for_fragment(const Warp& w, const int32_t* registers, int k, bool is_a, Put put) {
+  constexpr int bits = bits_of(kType), per = 32 / bits, step = 4 * per;
+  int index = 0;
+  for (int k0 = 0; k0 < k; k0 += step) {
+    for (int down = 0; down < (is_a ? 16 : 8); down += 8) {
+      const Row<uint32_t> row(w, registers[index++]);
+      for (int lane = 0; lane < kLanes; ++lane) {
         for (int p = 0; p < per; ++p) {
-          function(group + 8 * down, k0 + in_group * per + p, decode(value >> (bits_of(type) * p), type));
+          const uint32_t value = row.lane[lane] >> (bits * p);
+          put(lane / 4 + down, k0 + lane % 4 * per + p, static_cast<double>(element<kType>(value)));
         }
       }
     }
+  }
+}
+
+template <class Put>
+void read_fragment(const Warp& w, const int32_t* registers, int k, int type, bool is_a, Put put) {
+  switch (type) {
+    case f16:
+      return for_fragment<f16>(w, registers, k, is_a, put);
+    case bf16:
+      return for_fragment<bf16>(w, registers, k, is_a, put);
+    case tf32:
+      return for_fragment<tf32>(w, registers, k, is_a, put);
+    case s8:
+      return for_fragment<s8>(w, registers, k, is_a, put);
+    case u8:
+      return for_fragment<u8>(w, registers, k, is_a, put);
+    default:
+      fault(kUnsupported, 0, "mma of type %d", type);
+  }
+}
+
+// A row of B or of the sums. The compiler takes the widest instructions that the CPU has; nothing is contracted.
+typedef double Eight __attribute__((vector_size(64), aligned(64)));
+
+__attribute__((target_clones("avx512f", "avx2", "default"))) void multiply(const double (*a)[64], const Eight* b,
+                                                                           Eight* sums, int k) {
+  for (int row = 0; row < 16; ++row) {
+    Eight sum = {};
+    for (int x = 0; x < k; ++x) sum += a[row][x] * b[x];
+    sums[row] = sum;
   }
 }
 
@@ -85,16 +129,17 @@ void mma(Warp& w, const Inst& i, uint32_t) {
   const int32_t* o = operands(w, i);
   const int k = i.imm[0], accumulator = i.imm[3], out_registers = accumulator == f16 ? 2 : 4;
   const int a_registers = 16 * k * bits_of(i.imm[1]) / 1024, b_registers = 8 * k * bits_of(i.imm[2]) / 1024;
-  double a[16][64] = {}, b[8][64] = {};
+  double a[16][64];
+  Eight b[64], sums[16];
   const int32_t *a_at = o + out_registers, *b_at = a_at + a_registers, *c_at = b_at + b_registers;
-  for_fragment(w, a_at, k, i.imm[1], true, [&](int row, int column, double x) { a[row][column] = x; });
-  for_fragment(w, b_at, k, i.imm[2], false, [&](int column, int row, double x) { b[column][row] = x; });
+  read_fragment(w, a_at, k, i.imm[1], true, [&](int row, int column, double x) { a[row][column] = x; });
+  read_fragment(w, b_at, k, i.imm[2], false, [&](int column, int row, double x) { b[row][column] = x; });
+  multiply(a, b, sums, k);
   uint32_t results[4][kLanes] = {};
   for (int lane = 0; lane < kLanes; ++lane) {
     for (int e = 0; e < 4; ++e) {
       const int row = lane / 4 + 8 * (e / 2), column = lane % 4 * 2 + e % 2;
-      double sum = 0;
-      for (int x = 0; x < k; ++x) sum += a[row][x] * b[column][x];
+      const double sum = sums[row][column];
       if (accumulator == f16) {
         const uint16_t c = get<uint32_t>(w, c_at[e / 2], lane) >> (16 * (e % 2));
         const uint32_t bits =

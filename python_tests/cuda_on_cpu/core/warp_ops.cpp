@@ -36,7 +36,7 @@ void shfl(Warp& w, const Inst& i, uint32_t mask) {
     }
     if (!inside) from = lane;
     if (!has(mask, from)) {
-      w.block->machine->warn(w, lane, "shfl reads lane " + std::to_string(from) + ", which takes no part");
+      w.block->machine->warn(w, lane, "shfl reads lane " + std::to_string(from) + ", which takes no part", kShuffle);
     }
     out[lane] = source[from];
     valid |= static_cast<uint32_t>(inside) << lane;
