@@ -98,12 +98,21 @@ class Kernel:
         return lambda *args, **options: self.launch(grid, block, args, shared, **options)
 
     def launch(
-        self, grid, block, args, dynamic_shared=0, *, seed=0, resident=16, max_steps=200_000_000
+        self,
+        grid,
+        block,
+        args,
+        dynamic_shared=0,
+        *,
+        seed=0,
+        resident=16,
+        max_steps=200_000_000,
+        buffers=(),
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
-        ``resident``: blocks in flight.
+        ``resident``: blocks in flight. ``buffers``: memory that it may touch beside its tensors.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
         check_limits(
@@ -114,7 +123,8 @@ class Kernel:
             self.lowering.static_shared,
             dynamic_shared,
         )
-        params, buffers = self._arguments(args)
+        params, own = self._arguments(args)
+        buffers = [*own, *buffers]
         array = (Buffer * max(len(buffers), 1))(*buffers)
         launch = Launch(
             grid,
