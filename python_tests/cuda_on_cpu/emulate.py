@@ -113,25 +113,29 @@ class Kernel:
         seed=0,
         resident=16,
         max_steps=200_000_000,
+        buffers=(),
         on_gpu: gpu.Agreement = True,
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
-        ``resident``: blocks in flight.
+        ``resident``: blocks in flight. ``buffers``: memory that it may touch beside its tensors.
         ``on_gpu``: how it must agree with a GPU, where there is one: see ``gpu.Agreement``.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
         memory = self._arguments(args)
         twin = None
-        if on_gpu and gpu.runs(self.target):
+        if on_gpu and not buffers and gpu.runs(self.target):  # other memory is not known there
             twin = gpu.Twin(self.loaded.on_gpu, self.name, self.entry.params, args)
-        report = self._emulate(grid, block, memory, dynamic_shared, seed, resident, max_steps)
+        options = (dynamic_shared, seed, resident, max_steps, buffers)
+        report = self._emulate(grid, block, memory, *options)
         if twin is not None:
             twin.confirm(grid, block, dynamic_shared, on_gpu)
         return report
 
-    def _emulate(self, grid, block, memory, dynamic_shared, seed, resident, max_steps) -> Report:
+    def _emulate(
+        self, grid, block, memory, dynamic_shared, seed, resident, max_steps, buffers
+    ) -> Report:
         check_limits(
             self.target,
             self.entry.directives,
@@ -140,7 +144,8 @@ class Kernel:
             self.lowering.static_shared,
             dynamic_shared,
         )
-        params, buffers = memory
+        params, own = memory
+        buffers = [*own, *buffers]
         array = (Buffer * max(len(buffers), 1))(*buffers)
         launch = Launch(
             grid,

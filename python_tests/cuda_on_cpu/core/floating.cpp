@@ -25,19 +25,15 @@ T directed(int mode, auto f) {
 template <class T, class F, class... A>
 T with_modes(const Inst& i, F f, A... a) {
   if (i.imm[1]) ((a = flush(a)), ...);
-  T out;
-  volatile T in[] = {a...};  // keeps the compiler from computing before the rounding mode is set
-  if (i.imm[0] == kNearest) {
-    const T now[] = {a...};
-    out = f(now);
-  } else {
-    out = directed<T>(i.imm[0], [&] { return f(in); });
-  }
+  const auto rounded = [&](int mode) {
+    volatile T in[] = {a...};  // keeps the compiler from computing before the rounding mode is set
+    return directed<T>(mode, [&] { return f(in); });
+  };
+  const T in[] = {a...};
+  T out = i.imm[0] == kNearest ? f(in) : rounded(i.imm[0]);
   // Hardware calls a result tiny by its exact value, before rounding.
   constexpr T kNormal = std::numeric_limits<T>::min();
-  if (i.imm[1] && std::fabs(out) == kNormal && std::fabs(directed<T>(kZero, [&] { return f(in); })) < kNormal) {
-    out = std::copysign(T{0}, out);
-  }
+  if (i.imm[1] && std::fabs(out) == kNormal && std::fabs(rounded(kZero)) < kNormal) out = std::copysign(T{0}, out);
   if (i.imm[1]) out = flush(out);
   if (i.imm[2]) out = saturate(out);
   if constexpr (sizeof(T) == 4) out = canonical(out);
