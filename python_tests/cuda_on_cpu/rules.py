@@ -15,7 +15,7 @@ HINTS = ("L1::", "L2::", "level::")
 TYPES = {
     name: number
     for number, name in enumerate(
-        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32".split()  # noqa: SIM905
+        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32 e4m3 e5m2".split()  # noqa: SIM905
     )
 }
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
@@ -234,3 +234,4 @@ def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 from . import rules_compare, rules_control, rules_memory, rules_warp  # noqa: E402, F401  (they add their rules)
+from . import rules_wgmma  # noqa: E402, F401

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "program.h"
+#include "wgmma.h"
 
 namespace emu {
 
@@ -22,7 +23,7 @@ struct FaultError {
   std::string text;
 };
 
-enum class Lane : uint8_t { run, at_barrier, at_sync, exited };
+enum class Lane : uint8_t { run, at_barrier, at_sync, at_warpgroup, exited };
 
 // A cp.async that has not landed: nothing reads it before its thread has waited for its group.
 struct PendingCopy {
@@ -49,6 +50,7 @@ struct Warp {
   std::vector<uint32_t> clock;     // of every warp of the block: what has happened before this one's next access
   std::vector<PendingCopy> copies;
   uint32_t copy_group[kLanes] = {};
+  RegisterUse use;
   const Inst* current = nullptr;
 
   int thread(int lane) const { return index * kLanes + lane; }
@@ -115,12 +117,14 @@ struct Block {
   std::vector<uint8_t> pending;                                  // per byte: how many cp.async to it have not landed
   std::vector<Warp> warps;
   std::map<int, Barrier> barriers;
+  Warpgroups warpgroups;
 };
 
 struct Machine {
   std::vector<std::vector<GlobalCell>> global;     // per buffer that may be written
   std::unordered_map<uint64_t, History> releases;  // by the address of an atomic
   Program program;
+  WatchedRegisters watched;
   Launch launch;
   Counts counts{};
   std::vector<std::string> warnings;
@@ -135,7 +139,7 @@ struct Machine {
 
 using Handler = void (*)(Warp&, const Inst&, uint32_t mask);
 
-enum class Kind : uint8_t { plain, sync, branch, indirect, exit, barrier };
+enum class Kind : uint8_t { plain, sync, branch, indirect, exit, barrier, warpgroup };
 
 struct HandlerEntry {
   Handler run;
@@ -179,6 +183,7 @@ struct Use {
   bool write = false;
   bool strong = false;            // atomic, volatile, or with an order
   const uint8_t* data = nullptr;  // what a plain store will write
+  bool recorded = true;           // false: a read that wgmma_memory.cpp keeps
 };
 uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use);
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write);

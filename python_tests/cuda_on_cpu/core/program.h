@@ -101,7 +101,8 @@ enum FaultKind {
   kTrap,
   kUnsupported,
   kInvalid,
-  kGlobalRace
+  kGlobalRace,
+  kRegisterRace = 20
 };
 
 struct Fault {

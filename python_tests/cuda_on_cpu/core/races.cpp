@@ -38,6 +38,7 @@ void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use
   Touch* reads = &b.reads[index * warps];
   const uint32_t now = w.clock[w.index];
   if (!use.write) {
+    if (!use.recorded) return;
     Touch& mine = reads[w.index];
     const bool again = mine.clock == now && mine.sync == w.sync_epoch;
     const uint32_t epoch = w.known[lane][lane];
@@ -142,6 +143,7 @@ void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use
     fault(kSharedRace, lane, "%s of shared memory at %u while a cp.async to it is under way", verb(use.write), address);
   }
   if (use.write) {
+    refuse_write(w, lane, address, bytes);
     std::fill_n(b.written.begin() + address, bytes, 1);
   } else if (any(b.written, false)) {
     b.machine->warn(w, lane, "read of uninitialised shared memory at " + std::to_string(address));
