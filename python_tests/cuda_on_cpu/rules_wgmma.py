@@ -1,7 +1,8 @@
-"""Rules for warpgroups: wgmma and its fence, commit_group and wait_group."""
+"""Rules for warpgroups: wgmma with its fence, commit_group and wait_group, and setmaxnreg."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from .lower import Lowering
@@ -94,3 +95,29 @@ def operand_flags(low: Lowering, a: str, given: list[str], from_registers: bool)
             raise low.unsupported(f"immediate {text}")
         flags |= flag if value == (-1 if negates else 1) else 0
     return flags
+
+
+def registers_at_entry(directives: str) -> int:
+    """Per thread, as ptxas would allot them; 0 where the kernel does not bound them."""
+    found = {
+        name: [int(n) for n in numbers.replace(" ", "").split(",") if n]
+        for name, numbers in re.findall(r"\.(\w+)\s+(\d[\d, ]*)", directives)
+    }
+    if "maxnreg" in found:
+        return found["maxnreg"][0]
+    threads = math.prod(found.get("reqntid") or found.get("maxntid") or [0])
+    blocks = (found.get("minnctapersm") or [0])[0]
+    if not threads or not blocks:
+        return 0
+    return min(65536 // (threads * blocks) // 8 * 8, 256)
+
+
+@rule("setmaxnreg", allow="inc dec sync aligned")
+def setmaxnreg(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if low.module.target != "sm_90a":
+        raise low.unsupported(f"setmaxnreg for {low.module.target}: it needs sm_90a")
+    count = int(operands[0], 0)
+    if parts[2:] != ["sync", "aligned", "u32"] or count % 8 or not 24 <= count <= 256:
+        raise low.unsupported(f"{count} registers: a multiple of 8 from 24 to 256")
+    before = registers_at_entry(low.entry.directives)
+    emit_sync(low, "setmaxnreg", [], ALIGNED, count, parts[1] == "inc", before)

@@ -44,13 +44,15 @@ class Runner {
         const bool for_group = w.state[lane] == Lane::at_warpgroup;
         const bool parked = for_group || w.state[lane] == Lane::at_sync;
         const int at = w.pc[lane] - (parked ? 0 : 1);
-        at_barrier |= for_group || (parked && handler(inst(at).handler).kind == Kind::barrier);
+        at_barrier |=
+            (for_group && warpgroup_of(w).wanted == 0) || (parked && handler(inst(at).handler).kind == Kind::barrier);
         if (first < 0) first = lane, m_.running = &w, w.current = &inst(at);
         const bool as_before = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
         if (as_before || text.size() > 300) continue;
         text += "; from thread " + std::to_string(w.thread(lane)) + " on: ";
         text += for_group ? waits_in_warpgroup(w)
-                : parked  ? "waits for other lanes of its warp" : "waits at barrier " + std::to_string(w.barrier[lane]);
+                : parked  ? "waits for other lanes of its warp"
+                          : "waits at barrier " + std::to_string(w.barrier[lane]);
         text += " {inst " + std::to_string(at) + "}";
       }
     }
@@ -92,7 +94,8 @@ class Runner {
     w.current = &i;
     uint32_t mask = group;
     if (i.guard >= 0) mask &= predicate(w, i.guard) ^ (i.negate ? ~0u : 0);
-    if (entry.kind == Kind::sync || entry.kind == Kind::barrier || entry.kind == Kind::warpgroup) return together(w, i, entry, group, mask);
+    if (entry.kind == Kind::sync || entry.kind == Kind::barrier || entry.kind == Kind::warpgroup)
+      return together(w, i, entry, group, mask);
     count(mask);
     switch (entry.kind) {
       case Kind::branch:

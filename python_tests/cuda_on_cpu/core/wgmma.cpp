@@ -155,8 +155,13 @@ void issue(Warp& first, const Inst& i, uint32_t) {
   Warpgroup& g = warpgroup_of(first);
   const int32_t* rest = operands(first, i) + accumulators(i);
   const bool from_registers = i.imm[4] & kFromRegisters;
-  Wgmma op{&i, g.committed, 0, same_in_all(first, rest[from_registers ? 4 : 1], "descriptors of B"),
-           scale(first, rest[from_registers ? 5 : 2]), {}, {}};
+  Wgmma op{&i,
+           g.committed,
+           0,
+           same_in_all(first, rest[from_registers ? 4 : 1], "descriptors of B"),
+           scale(first, rest[from_registers ? 5 : 2]),
+           {},
+           {}};
   const auto read = [&](uint64_t descriptor, bool mn_major, int size, int type, auto warps) {
     for_granules(MatrixDescriptor(descriptor, 0), mn_major, size, depth(i), type,
                  [&](uint32_t address, int mn, int) { begin_read(first, op, address, warps(mn)); });

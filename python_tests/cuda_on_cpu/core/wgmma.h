@@ -29,11 +29,11 @@ struct Wgmma {
 };
 
 struct Warpgroup {
-  uint32_t arrived = 0;       // warps that wait for the others
-  const Inst* at = nullptr;   // where they wait
-  uint32_t committed = 0;     // groups of wgmma
-  int64_t registers = 0;      // of setmaxnreg, per thread; 0: what the kernel began with
-  int64_t wanted = 0;         // of a setmaxnreg.inc that waits
+  uint32_t arrived = 0;      // warps that wait for the others
+  const Inst* at = nullptr;  // where they wait
+  uint32_t committed = 0;    // groups of wgmma
+  int64_t registers = 0;     // of setmaxnreg, per thread; 0: what the kernel began with
+  int64_t wanted = 0;        // of a setmaxnreg.inc that waits
   std::vector<Wgmma> under_way;
   std::vector<uint8_t> writes;     // per watched register: how many of `under_way` write it,
   std::vector<uint8_t> fragments;  // and how many multiply it
@@ -68,7 +68,7 @@ void start_warpgroups(Block& b);
 Warpgroup& warpgroup_of(Warp& w);
 Warp& first_warp(Warp& w);
 bool all_here(Warp& w, const Inst& i);  // whether this warp is the last of its warpgroup to come to `i`
-void resume_warpgroups(Block& b);        // those that are complete and wait for nothing else
+void resume_warpgroups(Block& b);       // those that are complete and wait for nothing else
 std::string waits_in_warpgroup(Warp& w);
 
 // wgmma_registers.cpp

@@ -36,9 +36,7 @@ struct MatrixDescriptor {
 
  private:
   // Bits 4 to 6 of the address, as many as the span has, are exchanged by the row in the pattern: bits 7 to 9.
-  uint32_t swizzled(uint32_t address) const {
-    return address ^ (((address >> 7) - phase) & (span / 16 - 1)) << 4;
-  }
+  uint32_t swizzled(uint32_t address) const { return address ^ (((address >> 7) - phase) & (span / 16 - 1)) << 4; }
 };
 
 }  // namespace emu

@@ -52,14 +52,16 @@ void refuse_write(Warp& w, int lane, uint32_t address, int bytes) {
   if (all.reading.empty()) return;
   for_granules(address, bytes, [&](uint32_t granule) {
     if (all.reading[granule]) {
-      fault(kSharedRace, lane, "write of shared memory at %u, which a wgmma under way reads: no wgmma.wait_group covers it",
-            address);
+      fault(kSharedRace, lane,
+            "write of shared memory at %u, which a wgmma under way reads: no wgmma.wait_group covers it", address);
     }
     const uint32_t* landed = &all.landed[granule * b.warps.size()];
     for (size_t g = 0; g < all.groups.size(); ++g) {
       if (landed[g * kGroupWarps] == 0 || seen(w, landed, g)) continue;
-      fault(kSharedRace, lane, "write of shared memory at %u after a wgmma of warpgroup %zu read it, with no "
-            "synchronisation between", address, g);
+      fault(kSharedRace, lane,
+            "write of shared memory at %u after a wgmma of warpgroup %zu read it, with no "
+            "synchronisation between",
+            address, g);
     }
   });
 }

@@ -36,9 +36,7 @@ void for_watched(const WatchedRegisters& watched, const int32_t* operands, int c
   }
 }
 
-const char* register_use(const Warpgroup& g, int number) {
-  return g.writes[number] ? "accumulates in" : "multiplies";
-}
+const char* register_use(const Warpgroup& g, int number) { return g.writes[number] ? "accumulates in" : "multiplies"; }
 
 }  // namespace
 
@@ -88,8 +86,8 @@ void check_fence(Warp& w, const Inst& i) {
     if (w.use.touched[number]) {
       fault(kRegisterRace, 0, "a register of this wgmma.mma_async was read or written after the last wgmma.fence");
     }
-    const bool accumulates = std::find(operands(w, i), operands(w, i) + accumulators, offset) !=
-                             operands(w, i) + accumulators;
+    const bool accumulates =
+        std::find(operands(w, i), operands(w, i) + accumulators, offset) != operands(w, i) + accumulators;
     if (!accumulates && g.writes[number]) {
       fault(kRegisterRace, 0, "A is in accumulators of a wgmma under way: wgmma.wait_group is missing");
     }
@@ -111,7 +109,8 @@ void before_touch(Warp& w, const Inst& i) {
   const bool moves = i.handler == mov_handler();
   const int from = moves ? watched.of(o[1]) : -1;
   if (from >= 0 && g.writes[from]) {
-    w.block->machine->warn(w, 0, "mov of an accumulator before its wgmma.wait_group: ptxas makes the wgmma wait at once");
+    w.block->machine->warn(w, 0,
+                           "mov of an accumulator before its wgmma.wait_group: ptxas makes the wgmma wait at once");
     land(first_warp(w), g.committed + 1);
   }
   for_watched(watched, o, i.count, [&](int number, int32_t) {
