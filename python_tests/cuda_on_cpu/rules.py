@@ -15,7 +15,7 @@ HINTS = ("L1::", "L2::", "level::")
 TYPES = {
     name: number
     for number, name in enumerate(
-        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32 e4m3 e5m2".split()  # noqa: SIM905
+        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32 e4m3 e5m2 u4 s4".split()  # noqa: SIM905
     )
 }
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
@@ -233,5 +233,10 @@ def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"slct.{parts[-1]}.{bits_type(parts[-2])}", registers, "ftz" in parts)
 
 
-from . import rules_compare, rules_control, rules_memory, rules_warp  # noqa: E402, F401  (they add their rules)
-from . import rules_wgmma  # noqa: E402, F401
+from . import (  # noqa: E402  (they add their rules)
+    rules_compare,  # noqa: F401
+    rules_control,  # noqa: F401
+    rules_memory,  # noqa: F401
+    rules_warp,  # noqa: F401
+    rules_wgmma,  # noqa: F401
+)

@@ -6,6 +6,7 @@ from .lower import Lowering
 from .parse import SIZES
 from .registers import CLOCKS
 from .rules import ROUNDING, TYPES, bits_type, integer_type, pair, rule, values
+from .rules_formats import FLOAT8, PACKED, convert_float8, pack
 
 COMPARISONS = {
     name: number
@@ -45,12 +46,22 @@ NAMES = TYPES | {"b16": TYPES["u16"], "b32": TYPES["u32"], "b64": TYPES["u64"]}
 PAIRS = {"f16x2": TYPES["f16"], "bf16x2": TYPES["bf16"]}
 
 
-@rule("cvt", allow=f"{' '.join(ROUNDING)} ftz sat relu")
+@rule(
+    "cvt",
+    allow=f"{' '.join([*ROUNDING, *FLOAT8, *PACKED])} ftz sat relu satfinite pack",
+)
 def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     to, source = parts[-2], parts[-1]
+    if parts[1] == "pack":
+        return pack(low, parts, operands)
+    if to in FLOAT8 or source in FLOAT8:
+        return convert_float8(low, parts, operands)
+    if "satfinite" in parts and (source != "f32" or to not in ("tf32", "f16", "bf16", *PAIRS)):
+        raise low.unsupported(f".satfinite from {source} to {to}")
     mode = next((ROUNDING[p] for p in parts if p in ROUNDING), 0)
     integral = any(p in ("rni", "rzi", "rmi", "rpi") for p in parts)
     flags = ("ftz" in parts) | ("sat" in parts) << 1 | ("relu" in parts) << 2 | integral << 3
+    flags |= ("satfinite" in parts) << 4
     if to in PAIRS:
         registers = [low.value(operands[0], "b32"), *values(low, source, operands[1:])]
         return low.emit("cvt.pair", registers, PAIRS[to], NAMES[source], mode, flags)

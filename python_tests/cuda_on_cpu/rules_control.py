@@ -63,7 +63,8 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 @rule(
     *("membar", "fence", "nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
-    allow="sc acq_rel acquire release cta gpu cluster sys gl global local L1 L2 mask proxy async shared::cta",
+    allow="sc acq_rel acquire release cta gpu cluster sys gl global local L1 L2 mask "
+    "proxy async shared::cta",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """Memory is sequentially consistent here, and there are no caches."""

@@ -1,4 +1,4 @@
-"""Matrix descriptors: every swizzle, either major, strides that are not the densest, and bad ones."""
+"""Matrix descriptors: every swizzle, either major, strides that are not the densest; bad ones."""
 
 from __future__ import annotations
 

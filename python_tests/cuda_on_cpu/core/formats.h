@@ -114,10 +114,10 @@ inline uint16_t flush16(const Format& f, uint16_t bits) {
 }
 
 // As rules.py numbers them.
-enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32, e4m3, e5m2 };
+enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32, e4m3, e5m2, u4, s4 };
 
 constexpr int bits_of(int type) {
-  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32, 8, 8};
+  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32, 8, 8, 4, 4};
   return table[type];
 }
 
@@ -148,6 +148,10 @@ inline long double decode(uint64_t bits, int type) {
       return decode_e4m3(bits);
     case e5m2:
       return decode_half(static_cast<uint16_t>(bits << 8));
+    case u4:
+      return bits & 15;
+    case s4:
+      return static_cast<int8_t>(bits << 4) >> 4;
     case f64: {
       double x;
       std::memcpy(&x, &bits, 8);
