@@ -23,6 +23,10 @@ class SharedRace(EmulationError):
     pass
 
 
+class RegisterRace(EmulationError):
+    """Registers of a wgmma touched while it is under way, or with no wgmma.fence between."""
+
+
 class GlobalRace(EmulationError):
     """Blocks that touch the same global memory, one writing, with no atomic between them."""
 
@@ -62,6 +66,7 @@ BY_KIND = {
     8: Unsupported,
     9: Invalid,
     10: GlobalRace,
+    20: RegisterRace,
 }
 
 

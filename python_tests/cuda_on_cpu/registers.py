@@ -111,6 +111,8 @@ class Registers:
             return -1
         found = self.find(operand)
         if found:
+            if (SIZES[found[1]] == 8) != (SIZES[kind] == 8):
+                raise self.unsupported(f"{operand}, a register of .{found[1]}, as .{kind}")
             return found[0]
         if operand in SPECIALS:
             key = (SPECIAL, SPECIALS[operand])

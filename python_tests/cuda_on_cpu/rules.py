@@ -15,7 +15,7 @@ HINTS = ("L1::", "L2::", "level::")
 TYPES = {
     name: number
     for number, name in enumerate(
-        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32".split()  # noqa: SIM905
+        "u8 s8 u16 s16 u32 s32 u64 s64 f16 bf16 f32 f64 tf32 e4m3 e5m2 u4 s4".split()  # noqa: SIM905
     )
 }
 ROUNDING = {"rn": 0, "rz": 1, "rm": 2, "rp": 3, "rna": 4, "rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
@@ -161,7 +161,14 @@ def testp(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"testp.{parts[-1]}", registers, tests.index(parts[1]))
 
 
-@rule("and", "or", "xor", "not", "cnot", "popc", "brev", "clz")
+@rule("popc", "clz")
+def count_bits(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    kind = parts[-1]
+    registers = [low.value(operands[0], "u32"), low.value(operands[1], kind)]
+    low.emit(f"{parts[0]}.{bits_type(kind)}", registers)
+
+
+@rule("and", "or", "xor", "not", "cnot", "brev")
 def bitwise(low: Lowering, parts: list[str], operands: list[str]) -> None:
     kind = parts[-1]
     low.emit(f"{parts[0]}.{bits_type(kind)}", values(low, kind, operands))
@@ -233,4 +240,10 @@ def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"slct.{parts[-1]}.{bits_type(parts[-2])}", registers, "ftz" in parts)
 
 
-from . import rules_compare, rules_control, rules_memory, rules_warp  # noqa: E402, F401  (they add their rules)
+from . import (  # noqa: E402  (they add their rules)
+    rules_compare,  # noqa: F401
+    rules_control,  # noqa: F401
+    rules_memory,  # noqa: F401
+    rules_warp,  # noqa: F401
+    rules_wgmma,  # noqa: F401
+)

@@ -6,6 +6,7 @@ from .lower import Lowering
 from .parse import SIZES
 from .registers import CLOCKS
 from .rules import ROUNDING, TYPES, bits_type, integer_type, pair, rule, values
+from .rules_formats import FLOAT8, PACKED, convert_float8, pack
 
 COMPARISONS = {
     name: number
@@ -45,17 +46,53 @@ NAMES = TYPES | {"b16": TYPES["u16"], "b32": TYPES["u32"], "b64": TYPES["u64"]}
 PAIRS = {"f16x2": TYPES["f16"], "bf16x2": TYPES["bf16"]}
 
 
-@rule("cvt", allow=f"{' '.join(ROUNDING)} ftz sat relu")
+@rule(
+    "cvt",
+    allow=f"{' '.join([*ROUNDING, *FLOAT8, *PACKED])} ftz sat relu satfinite pack",
+)
 def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     to, source = parts[-2], parts[-1]
+    if parts[1] == "pack":
+        return pack(low, parts, operands)
+    if to in FLOAT8 or source in FLOAT8:
+        return convert_float8(low, parts, operands)
+    if "satfinite" in parts and (source != "f32" or to not in ("tf32", "f16", "bf16", *PAIRS)):
+        raise low.unsupported(f".satfinite from {source} to {to}")
     mode = next((ROUNDING[p] for p in parts if p in ROUNDING), 0)
     integral = any(p in ("rni", "rzi", "rmi", "rpi") for p in parts)
     flags = ("ftz" in parts) | ("sat" in parts) << 1 | ("relu" in parts) << 2 | integral << 3
+    flags |= ("satfinite" in parts) << 4
     if to in PAIRS:
         registers = [low.value(operands[0], "b32"), *values(low, source, operands[1:])]
         return low.emit("cvt.pair", registers, PAIRS[to], NAMES[source], mode, flags)
-    registers = [low.value(operands[0], to), low.value(operands[1], source)]
-    low.emit("cvt", registers, NAMES[to], NAMES[source], mode, flags)
+    into = wider(low, operands[0], to)
+    out = low.allocate("b32") if into else low.value(operands[0], to)
+    low.emit(
+        "cvt", [out, low_part(low, operands[1], source)], NAMES[to], NAMES[source], mode, flags
+    )
+    if into:  # the rest is the sign, or 0
+        registers = [low.value(operands[0], into), out]
+        low.emit("cvt", registers, NAMES[into], NAMES[to if is_integer(to) else "u32"], 0, 0)
+
+
+def is_integer(kind: str) -> bool:
+    return kind[0] in "us"
+
+
+def wider(low: Lowering, operand: str, kind: str) -> str | None:
+    """The 64-bit type, of the same sign, of a register that holds more than the type asks for."""
+    if SIZES.get(low.kind(operand) or kind) != 8 or SIZES[kind] == 8:
+        return None
+    return "s64" if kind[0] == "s" else "u64"
+
+
+def low_part(low: Lowering, operand: str, kind: str) -> int:
+    """A source that may be a wider register than its type: PTX reads its low bits."""
+    if not wider(low, operand, kind):
+        return low.value(operand, kind)
+    out = low.allocate("b32")
+    low.emit("cvt", [out, low.value(operand, "u64")], NAMES["u32"], NAMES["u64"], 0, 0)
+    return out
 
 
 @rule("mov")

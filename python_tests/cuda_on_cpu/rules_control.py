@@ -70,9 +70,14 @@ def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("nop", [])
 
 
-@rule("membar", "fence", allow="sc acq_rel acquire release cta gpu cluster sys gl")
+@rule(
+    *("membar", "fence"),
+    allow="sc acq_rel acquire release cta gpu cluster sys gl proxy async shared::cta",
+)
 def fence(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """Orders what other threads may know; values are sequentially consistent anyway."""
+    if "proxy" in parts:
+        return low.emit("nop", [])
     low.emit("fence", [], "cta" not in parts)
 
 

@@ -101,25 +101,47 @@ def movmatrix(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 # Of m16n8kK: the K of each type of A and B, and what C and D may be.
+FLOAT8, INTEGERS, NIBBLES = ("e4m3", "e5m2"), ("s8", "u8"), ("s4", "u4")
 SHAPES = {
     "f16": ((8, 16), ("f32", "f16")),
     "bf16": ((8, 16), ("f32",)),
     "tf32": ((4, 8), ("f32",)),
-    "s8": ((16, 32), ("s32",)),
-    "u8": ((16, 32), ("s32",)),
+    **dict.fromkeys(INTEGERS, ((16, 32), ("s32",))),
+    **dict.fromkeys(NIBBLES, ((32, 64), ("s32",))),
+    **dict.fromkeys(FLOAT8, ((16, 32), ("f32", "f16"))),
 }
+NAMES = " ".join([f"m16n8k{k}" for k in (4, 8, 16, 32, 64)] + ["m8n8k4", *NIBBLES, *FLOAT8])
 
 
-@rule("mma", allow="sync aligned row col satfinite m16n8k4 m16n8k8 m16n8k16 m16n8k32")
+@rule("mma", allow=f"sync aligned row col satfinite rn {NAMES}")
 def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
     d, a, b, c = parts[-4:]
+    registers = [low.split(vector[1:-1]) for vector in operands]
+    if a == "f64":
+        return mma_f64(low, parts, registers)
     k = int(parts[3].removeprefix("m16n8k"))
     depths, accumulators = SHAPES[a]
-    integers = a in ("s8", "u8")
+    mixed = next((kinds for kinds in (INTEGERS, NIBBLES, FLOAT8) if a in kinds), (a,))
     if parts[4:6] != ["row", "col"] or k not in depths or d != c or d not in accumulators:
         raise low.unsupported("shape or types")
-    if a != b and not (integers and b in ("s8", "u8")):
+    if b not in mixed:
         raise low.unsupported(f"{a} times {b}")
-    registers = [r for vector in operands for r in values(low, "b32", low.split(vector[1:-1]))]
     saturate = "satfinite" in parts
-    emit_sync(low, "mma", registers, ALIGNED, k, TYPES[a], TYPES[b], TYPES[d], saturate)
+    if len(parts) != 10 + saturate or (saturate and d != "s32"):
+        raise low.unsupported("modifiers")
+    flat = [r for vector in registers for r in values(low, "b32", vector)]
+    emit_sync(low, "mma", flat, ALIGNED, k, TYPES[a], TYPES[b], TYPES[d], saturate)
+
+
+def mma_f64(low: Lowering, parts: list[str], operands: list[list[str]]) -> None:
+    rows, k = {
+        "m8n8k4": (8, 4), "m16n8k4": (16, 4), "m16n8k8": (16, 8), "m16n8k16": (16, 16),
+    }[parts[3]]  # fmt: skip
+    modes = parts[6:-4]
+    if parts[4:6] != ["row", "col"] or parts[-4:] != ["f64"] * 4 or modes not in ([], ["rn"]):
+        raise low.unsupported("layout, types or rounding")
+    counts = [rows // 4, rows * k // 32, k // 4, rows // 4]
+    if [len(vector) for vector in operands] != counts:
+        raise low.unsupported(f"registers: it takes {counts}")
+    flat = [r for vector in operands for r in values(low, "f64", vector)]
+    emit_sync(low, "mma.f64", flat, ALIGNED, rows, k)

@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from cuda_on_cpu.errors import Unsupported
 from cuda_on_cpu.float_reference import (
     DTYPES,
     corners,
@@ -196,3 +197,19 @@ def test_sat_and_ftz():
     assert got.tolist()[:4] == [0.0, 0.25, 1.0, 0.0]
     assert run("cvt.ftz.f64.f32 d, a;", "f64", ("f32", a)).tolist()[4] == 0.0
     assert run("cvt.f64.f32 d, a;", "f64", ("f32", a)).tolist()[4] > 0.0
+
+
+def test_registers_wider_than_the_type():
+    """PTX lets cvt read the low bits of a wider register, and fill one."""
+    values = [5, -7, 2**31 - 1, -(2**31)]
+    wide = [v + (i << 32) for i, v in enumerate(values)]
+    got = run("cvt.s64.s32 d, a;", "s64", ("s64", wide))
+    assert got == values
+    assert run("cvt.s32.s16 d, a;", "s64", ("s16", [5, -7, 3, -1])) == [5, -7, 3, -1]
+    assert run("cvt.u32.u16 d, a;", "u64", ("u16", [5, 2**16 - 7, 3, 1])) == [5, 2**16 - 7, 3, 1]
+
+
+def test_other_instructions_want_registers_of_their_size():
+    for code in ("add.u32 d, a, 1;", "mov.b32 d, a;", "popc.b32 d, a;"):
+        with pytest.raises(Unsupported, match="a register of"):
+            run(code, "u32", ("u64", [1]))

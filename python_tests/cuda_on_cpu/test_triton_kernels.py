@@ -1,4 +1,4 @@
-"""Kernels that Triton compiles for sm_80, run on the CPU, against torch."""
+"""Kernels that Triton compiles for sm_80 and sm_90a, run on the CPU, against torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from cuda_on_cpu import triton_kernels as tk
 
 SEEDS = range(4)
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+@pytest.fixture(params=[80, 90])
+def sm(request):
+    return request.param
 
 
 def launch(kernel, grid, *args, seed, on_gpu=True):
@@ -33,8 +38,8 @@ def unwritten(*shape, dtype=torch.float32):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("aligned", ["", "x y out count"])
 @pytest.mark.parametrize("count", [16, 1024, 1040])
-def test_add(count, aligned, seed):
-    kernel = tk.compile_for_sm80(tk.add, "x:*fp32 y:*fp32 out:*fp32 count:i32", aligned, block=512)
+def test_add(sm, count, aligned, seed):
+    kernel = tk.compile_for(sm, tk.add, "x:*fp32 y:*fp32 out:*fp32 count:i32", aligned, block=512)
     x, y, out = random(count), random(count + 1)[:count], unwritten(count)
     launch(kernel, -(-count // 512), Const(x), Const(y), out, count, seed=seed)
     assert torch.equal(out, x + y)
@@ -42,9 +47,9 @@ def test_add(count, aligned, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("columns", "num_warps"), [(256, 1), (250, 4), (1, 4), (200, 8)])
-def test_softmax(columns, num_warps, seed):
+def test_softmax(sm, columns, num_warps, seed):
     signature = "x:*fp32 out:*fp32 columns:i32"
-    kernel = tk.compile_for_sm80(tk.softmax, signature, num_warps=num_warps, block=256)
+    kernel = tk.compile_for(sm, tk.softmax, signature, num_warps=num_warps, block=256)
     x, out = random(5, columns), unwritten(5, columns)
     launch(kernel, 5, Const(x), out, columns, seed=seed, on_gpu=1e-5)
     torch.testing.assert_close(out, x.softmax(1))
@@ -53,10 +58,10 @@ def test_softmax(columns, num_warps, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("columns", [128, 300])
-def test_layer_norm(columns, dtype, seed):
+def test_layer_norm(sm, columns, dtype, seed):
     short = SHORT[dtype]
     signature = f"x:*{short} weight:*fp32 bias:*fp32 out:*{short} columns:i32 eps:fp32"
-    kernel = tk.compile_for_sm80(tk.layer_norm, signature, block=128)
+    kernel = tk.compile_for(sm, tk.layer_norm, signature, block=128)
     x, (weight, bias) = random(4, columns, dtype=dtype), random(2, columns)
     out = unwritten(4, columns, dtype=dtype)
     launch(
@@ -70,13 +75,13 @@ def test_layer_norm(columns, dtype, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tiles", [(64, 64, 32, 4), (32, 64, 64, 2)])
 @pytest.mark.parametrize("shape", [(64, 64, 64), (80, 112, 96), (16, 16, 16)])
-def test_matmul(shape, tiles, dtype, seed):
+def test_matmul(sm, shape, tiles, dtype, seed):
     rows, columns, depth = shape
     block_m, block_n, block_k, num_warps = tiles
     signature = "a:*T b:*T c:*T rows:i32 columns:i32 depth:i32".replace("T", SHORT[dtype])
     tile = {"block_m": block_m, "block_n": block_n, "block_k": block_k, "group": 2}
     aligned = "a b c rows columns depth"
-    kernel = tk.compile_for_sm80(tk.matmul, signature, aligned, num_warps, **tile)
+    kernel = tk.compile_for(sm, tk.matmul, signature, aligned, num_warps, **tile)
     a, b = random(rows, depth, dtype=dtype), random(depth, columns, dtype=dtype)
     c = unwritten(rows, columns, dtype=dtype)
     grid = -(-rows // block_m) * -(-columns // block_n)
@@ -90,11 +95,11 @@ def test_matmul(shape, tiles, dtype, seed):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [64, 80])
-def test_attention(length, dtype, causal, seed):
+def test_attention(sm, length, dtype, causal, seed):
     heads, width = 2, 32
     signature = "q:*T k:*T v:*T out:*T length:i32 scale:fp32".replace("T", SHORT[dtype])
     tile = {"causal": causal, "width": width, "block_m": 64, "block_n": 32}
-    kernel = tk.compile_for_sm80(tk.attention, signature, "q k v out", **tile)
+    kernel = tk.compile_for(sm, tk.attention, signature, "q k v out", **tile)
     q, k, v = random(3, heads, length, width, dtype=dtype)
     out = unwritten(heads, length, width, dtype=dtype)
     grid = (-(-length // 64), heads)
@@ -112,8 +117,8 @@ def test_attention(length, dtype, causal, seed):
     ("fn", "constants"), [(tk.atomic_histogram, {}), (tk.block_histogram, {"num_bins": 32})]
 )
 @pytest.mark.parametrize("count", [256, 700])
-def test_histogram(count, fn, constants, seed):
-    kernel = tk.compile_for_sm80(fn, "bins:*i32 counts:*i32 count:i32", block=256, **constants)
+def test_histogram(sm, count, fn, constants, seed):
+    kernel = tk.compile_for(sm, fn, "bins:*i32 counts:*i32 count:i32", block=256, **constants)
     bins = (random(count).abs() * 8).int().clamp(max=31)
     counts = torch.zeros(32, dtype=torch.int32)
     launch(kernel, -(-count // 256), Const(bins), counts, count, seed=seed)
@@ -122,9 +127,9 @@ def test_histogram(count, fn, constants, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("columns", [512, 333])
-def test_cumulative_sum(columns, seed):
+def test_cumulative_sum(sm, columns, seed):
     signature = "x:*i32 out:*i32 columns:i32"
-    kernel = tk.compile_for_sm80(tk.cumulative_sum, signature, block=512)
+    kernel = tk.compile_for(sm, tk.cumulative_sum, signature, block=512)
     x = (random(3, columns) * 100).int()
     out = torch.full_like(x, -(2**31))
     launch(kernel, 3, Const(x), out, columns, seed=seed)
@@ -132,10 +137,10 @@ def test_cumulative_sum(columns, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_linear_recurrence(seed):
+def test_linear_recurrence(sm, seed):
     columns = 200
     signature = "a:*fp32 b:*fp32 out:*fp32 columns:i32"
-    kernel = tk.compile_for_sm80(tk.linear_recurrence, signature, block=256)
+    kernel = tk.compile_for(sm, tk.linear_recurrence, signature, block=256)
     a, b, out = random(2, columns).sigmoid(), random(2, columns), unwritten(2, columns)
     launch(kernel, 2, Const(a), Const(b), out, columns, seed=seed, on_gpu=1e-5)
     h, expected = torch.zeros(2), []
@@ -147,9 +152,9 @@ def test_linear_recurrence(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("dtype", "short"), [(torch.float32, "fp32"), (torch.int32, "i32")])
-def test_sort(dtype, short, seed):
+def test_sort(sm, dtype, short, seed):
     signature = f"x:*{short} out:*{short}"
-    kernel = tk.compile_for_sm80(tk.sort_rows, signature, "x out", rows_per_program=4, columns=128)
+    kernel = tk.compile_for(sm, tk.sort_rows, signature, "x out", rows_per_program=4, columns=128)
     x = (random(8, 128) * 1000).to(dtype)
     out = torch.zeros_like(x)
     launch(kernel, 2, Const(x), out, seed=seed)
@@ -158,9 +163,9 @@ def test_sort(dtype, short, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("num_warps", [1, 4])
-def test_top_k(num_warps, seed):
+def test_top_k(sm, num_warps, seed):
     signature = "logits:*fp32 weights:*fp32 ids:*i32"
-    kernel = tk.compile_for_sm80(tk.top_k, signature, num_warps=num_warps, experts=64, k=6)
+    kernel = tk.compile_for(sm, tk.top_k, signature, num_warps=num_warps, experts=64, k=6)
     logits = random(5, 64)
     logits[2] = 1.0
     weights, ids = unwritten(5, 6), torch.full((5, 6), -1, dtype=torch.int32)

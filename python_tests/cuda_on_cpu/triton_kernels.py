@@ -199,14 +199,14 @@ class Compiled:
 
 
 @functools.cache
-def compile_for_sm80(fn, signature, aligned="", num_warps=4, num_stages=3, **constants):
+def compile_for(sm, fn, signature, aligned="", num_warps=4, num_stages=3, **constants):
     """`signature` is "name:type ..." of the runtime arguments, `aligned` names multiples of 16."""
     types = dict(argument.split(":") for argument in signature.split())
     types |= dict.fromkeys(constants, "constexpr")
     multiples = {(fn.arg_names.index(name),): [("tt.divisibility", 16)] for name in aligned.split()}
     built = triton.compile(
         ASTSource(fn=fn, signature=types, constexprs=constants, attrs=multiples),
-        target=GPUTarget("cuda", 80, 32),
+        target=GPUTarget("cuda", sm, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
     return Compiled(built.asm["ptx"], built.metadata.name, built.metadata.shared, num_warps)

@@ -78,7 +78,8 @@ uint32_t narrow_nearest(float x, int to) {
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-// imm: [0] to, [1] from, [2] rounding, [3] ftz | sat << 1 | relu << 2 | round to an integral float << 3
+// imm: [0] to, [1] from, [2] rounding, [3] ftz | sat << 1 | relu << 2 | round to an integral float << 3 | satfinite <<
+// 4
 uint64_t convert(const Inst& i, uint64_t bits) {
   const int to = i.imm[0], from = i.imm[1], mode = i.imm[2];
   const bool ftz = i.imm[3] & 1, sat = i.imm[3] & 2, relu = i.imm[3] & 4, integral = i.imm[3] & 8;
@@ -93,6 +94,7 @@ uint64_t convert(const Inst& i, uint64_t bits) {
   if (integral) x = to_integral(x, mode);
   x = round_to(format_of(to), x, integral ? int{kNearest} : mode);
   if (ftz && to == f32) x = flush(static_cast<float>(x));
+  if (i.imm[3] & 16 && std::isinf(x)) x = copysignl(format_of(to).largest, x);
   if (sat) x = x > 0 ? std::min(x, 1.0L) : 0;
   if (relu && x <= 0) x = 0;
   return encode(x, to);

@@ -22,6 +22,8 @@ constexpr Format kBfloat{8, -126, 0x1.fep127L, 8};
 constexpr Format kSingle{24, -126, 0x1.fffffep127L, 8};
 constexpr Format kDouble{53, -1022, 0x1.fffffffffffffp1023L, 11};
 constexpr Format kTf32{11, -126, 0x1.ffcp127L, 8};
+constexpr Format kE4m3{4, -6, 448.0L, 4};
+constexpr Format kE5m2{3, -14, 57344.0L, 5};
 
 inline long double to_integral(long double x, int mode) {
   switch (mode) {
@@ -80,6 +82,14 @@ inline float decode_bfloat(uint16_t bits) {
   return out;
 }
 
+// e4m3 has no infinity: all ones is NaN, and the largest exponent holds numbers. e5m2 is the upper half of an f16.
+inline float decode_e4m3(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  if (exponent == 15 && mantissa == 7) return NAN;
+  const float size = exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
+  return bits & 0x80 ? -size : size;
+}
+
 // A result that a second rounding cannot spoil: cut off, with the last bit telling that something was.
 template <class F>
 long double to_odd(F f) {
@@ -111,10 +121,10 @@ inline uint16_t flush16(const Format& f, uint16_t bits) {
 }
 
 // As rules.py numbers them.
-enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32 };
+enum Type { u8, s8, u16, s16, u32, s32, u64, s64, f16, bf16, f32, f64, tf32, e4m3, e5m2, u4, s4 };
 
 constexpr int bits_of(int type) {
-  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32};
+  constexpr int table[] = {8, 8, 16, 16, 32, 32, 64, 64, 16, 16, 32, 64, 32, 8, 8, 4, 4};
   return table[type];
 }
 
@@ -141,6 +151,14 @@ inline long double decode(uint64_t bits, int type) {
       return decode_half(bits);
     case bf16:
       return decode_bfloat(bits);
+    case e4m3:
+      return decode_e4m3(bits);
+    case e5m2:
+      return decode_half(static_cast<uint16_t>(bits << 8));
+    case u4:
+      return bits & 15;
+    case s4:
+      return static_cast<int8_t>(bits << 4) >> 4;
     case f64: {
       double x;
       std::memcpy(&x, &bits, 8);

@@ -120,6 +120,7 @@ std::unique_ptr<Block> make_block(Machine& m, uint64_t index) {
     block->warps[k].index = k;
     start(m, block->warps[k]);
   }
+  start_warpgroups(*block);
   return block;
 }
 
@@ -224,6 +225,7 @@ int emu_launch(const Program* program, const Launch* launch, Counts* counts, Fau
   Machine m;
   m.program = *program, m.launch = *launch, m.random_state = launch->seed * 0x9e3779b97f4a7c15ull + 1;
   m.warned.assign(program->num_insts, 0);
+  m.watched = watch_registers(*program);
   m.global.resize(launch->num_buffers);
   std::vector<std::unique_ptr<Block>> resident;  // outlives a fault, which names one of its warps
   fault->kind = kNone;

@@ -11,6 +11,7 @@
 
 #include "order.h"
 #include "program.h"
+#include "wgmma.h"
 
 namespace emu {
 
@@ -24,7 +25,7 @@ struct FaultError {
   std::string text;
 };
 
-enum class Lane : uint8_t { run, at_barrier, at_sync, exited };
+enum class Lane : uint8_t { run, at_barrier, at_sync, at_warpgroup, exited };
 
 // A cp.async that has not landed: nothing reads it before its thread has waited for its group.
 struct PendingCopy {
@@ -51,6 +52,7 @@ struct Warp {
   std::vector<uint32_t> clock;     // of every warp of the block: what has happened before this one's next access
   std::vector<PendingCopy> copies;
   uint32_t copy_group[kLanes] = {};
+  RegisterUse use;
   const Inst* current = nullptr;
   uint32_t active = 0;  // the lanes that run it
   Order order;
@@ -112,12 +114,14 @@ struct Block {
   std::vector<uint8_t> pending;                    // per byte: how many cp.async to it have not landed
   std::vector<Warp> warps;
   std::map<int, Barrier> barriers;
+  Warpgroups warpgroups;
 };
 
 struct Machine {
   std::vector<std::unique_ptr<GlobalCell[], Free>> global;  // per buffer that may be written
   std::unordered_map<uint64_t, Release> releases;           // by the address of a strong access
   Program program;
+  WatchedRegisters watched;
   Launch launch;
   Counts counts{};
   std::unique_ptr<Block> ended;  // the latest, whose memory the next may have
@@ -133,7 +137,7 @@ struct Machine {
 
 using Handler = void (*)(Warp&, const Inst&, uint32_t mask);
 
-enum class Kind : uint8_t { plain, sync, branch, indirect, exit, barrier };
+enum class Kind : uint8_t { plain, sync, branch, indirect, exit, barrier, warpgroup };
 
 struct HandlerEntry {
   Handler run;
@@ -179,7 +183,8 @@ struct Use {
   const uint8_t* data = nullptr;  // what a plain store will write
   bool atomic = false;            // reads before it writes
   bool acquire = false, release = false;
-  bool wide = true;  // for other blocks, too
+  bool wide = true;      // for other blocks, too
+  bool recorded = true;  // false: a read that wgmma_memory.cpp keeps
 };
 uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use);
 void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask, int bytes, bool write);

@@ -103,7 +103,8 @@ enum FaultKind {
   kTrap,
   kUnsupported,
   kInvalid,
-  kGlobalRace
+  kGlobalRace,
+  kRegisterRace = 20
 };
 
 enum WarningKind { kOther, kUninitialisedShared, kUninitialisedGlobal, kShuffle };

@@ -37,6 +37,7 @@ void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use
   const auto reads = [&](int warp) -> Touch& { return b.reads[warp * b.cells.size() + index]; };
   const uint32_t now = w.clock[w.index], me = 1u << w.index;
   if (!use.write) {
+    if (!use.recorded) return;
     Touch& mine = reads(w.index);
     const bool again = (cell.readers & me) && mine.clock == now && mine.sync == w.sync_epoch;
     const uint32_t epoch = w.known[lane][lane];
@@ -105,6 +106,7 @@ void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use
   if (!all_equal<0>(&b.pending[address], bytes)) {
     fault(kSharedRace, lane, "%s of shared memory at %u while a cp.async to it is under way", verb(use.write), address);
   }
+  if (use.write) refuse_write(w, lane, address, bytes);
   if ((!use.write || use.atomic) && !all_equal<1>(&b.written[address], bytes)) {
     b.machine->warn(w, lane, "read of uninitialised shared memory at " + std::to_string(address), kUninitialisedShared);
   }

@@ -1,5 +1,5 @@
-// ldmatrix, stmatrix and mma.sync. Fragment layouts are those of the PTX manual, section on warp-level matrix
-// instructions; sums are made in double and rounded once, where hardware may round oftener.
+// ldmatrix, stmatrix and mma.sync (of f64: tensor_f64.cpp). Fragment layouts are those of the PTX manual, section on
+// warp-level matrix instructions; sums are made in double and rounded once, where hardware may round oftener.
 #include <algorithm>
 #include <bit>
 

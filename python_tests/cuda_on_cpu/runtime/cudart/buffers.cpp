@@ -11,6 +11,7 @@ namespace {
 struct Extent {
   uint64_t base, size;
   int32_t read_only, pad;
+  uint8_t* written;
 };
 
 std::mutex guard;
@@ -56,7 +57,7 @@ bool check_range(const char* call, const void* pointer, size_t bytes, bool write
 
 void add_memory(void* base, size_t bytes) {
   const std::lock_guard lock(guard);
-  memory[address_of(base)] = {address_of(base), bytes, 0, 0};
+  memory[address_of(base)] = {address_of(base), bytes, 0, 0, nullptr};
 }
 
 bool drop_memory(void* base) {
@@ -74,7 +75,7 @@ extern "C" {
 int standin_add_tensor(uint64_t base, uint64_t bytes, int read_only) {
   const std::lock_guard lock(guard);
   if (bytes == 0) return 0;
-  const auto [place, fresh] = tensors.try_emplace(base, Extent{base, bytes, read_only, 0});
+  const auto [place, fresh] = tensors.try_emplace(base, Extent{base, bytes, read_only, 0, nullptr});
   Extent& one = place->second;
   one.size = std::max(one.size, bytes);
   one.read_only = one.read_only && read_only;
