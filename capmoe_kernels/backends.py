@@ -76,11 +76,19 @@ def _check_complete(backend: str) -> None:
         raise ImportError(f"{__package__}._{backend} lacks {', '.join(missing)}: build it again")
 
 
+def _without_gpu_support() -> None:
+    """A module for CUDA loads beside any torch; without CUDA tensors it serves nobody."""
+    built = _STATE.serving.pop("cuda") == "cuda"
+    if built:
+        _STATE.absent["cuda"] = "built, but this torch has no GPU support"
+    elif _ENV not in _STATE.absent["cuda"]:
+        _STATE.absent["cuda"] = "this torch has no GPU support"
+
+
 _STATE = Backends({"cpu": "reference", "cuda": "reference"})
 _ENABLED = _enabled()
 for _name in _COMPILED:
     _load(_name, _ENABLED)
 if torch.version.cuda is None and torch.version.hip is None:
-    _STATE.serving.pop("cuda")
-    _STATE.absent["cuda"] = "this torch has no GPU support"
+    _without_gpu_support()
 _STATE.absent["triton"] = "this version has no Triton kernels"

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, readable, require_inference, require_tensor
+from ._routing_checks import check_route
 from .arrays import accepts_arrays
 from .capacity import Capacity
 from .experts import Experts
 from .gating import Gating
 from .ops import run
-from .routing import Routing, route
+from .routing import Routing, gate_options, moe_rows, select_options
 
 
 @accepts_arrays
@@ -119,16 +120,26 @@ def moe(
     logits = [num_tokens, experts.num_experts]
     require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
     require_inference(hidden_states=hidden_states, **_tensors(experts))
-    routing = route(
+    capacity = Capacity() if capacity is None else capacity
+    check_route(router_logits, gating, capacity, token_mask, token_priority, selection_bias)
+    num_experts = experts.num_experts
+    out: Tensor = run(
+        "moe",
+        hidden_states,
         router_logits,
-        gating,
-        capacity,
-        token_mask=token_mask,
-        token_priority=token_priority,
-        selection_bias=selection_bias,
+        selection_bias,
+        *gate_options(gating, capacity, num_experts),
+        token_mask,
+        None if token_priority is None else token_priority.long(),
+        *select_options(capacity, num_experts),
+        moe_rows(hidden_states.shape[0], gating.top_k, capacity, num_experts),
+        experts.gate_up_proj,
+        experts.down_proj,
+        experts.gate_up_bias,
+        experts.down_bias,
+        experts.activation,
+        experts.layout,
     )
-    y = _grouped_mlp(hidden_states, experts, routing, routing.row_tokens)
-    out: Tensor = run("combine", y, routing.rows, routing.weights)
     return out
 
 

@@ -172,3 +172,19 @@ def _(
 @_op("combine(Tensor y, Tensor rows, Tensor weights) -> Tensor")
 def _(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     return y.new_empty(rows.shape[0], y.shape[1])
+
+
+# The whole layer, rows packed: gate, select, grouped_mlp through row_tokens, combine; kept weights
+# sum to scaling where renormalize is "kept". Arguments as above, token_priority int64.
+# -> [T, H]
+@_op(
+    "moe(Tensor hidden_states, Tensor router_logits, Tensor? selection_bias, int top_k,"
+    " str scoring, str renormalize, float scaling, int num_groups, int topk_groups,"
+    " str group_score, str drop_score, str expand, int extra, int local_start, int local_stop,"
+    " Tensor? token_mask, Tensor? token_priority, int[]? factor, int? limit, str rounding,"
+    " str policy, str expand_priority, int? max_experts_per_token, int reroute_rounds,"
+    " int experts_per_budget, int seed, SymInt num_rows, Tensor gate_up_proj, Tensor down_proj,"
+    " Tensor? gate_up_bias, Tensor? down_bias, str activation, str layout) -> Tensor"
+)
+def _(hidden_states: Tensor, *_: Any) -> Tensor:
+    return hidden_states.new_empty(hidden_states.shape)

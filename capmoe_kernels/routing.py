@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,27 +92,8 @@ def route(
     check_route(router_logits, gating, capacity, token_mask, token_priority, selection_bias)
     check_rows(layout, row_alignment, capacity)
     num_experts = router_logits.shape[1]
-    start, stop = capacity.local_experts or (0, 0)
-    top_k = gating.top_k
-    extra = capacity.extra
-    if capacity.reroute_rounds > 1:
-        extra = top_k * (capacity.reroute_rounds - 1)
     expert_ids, weights, scores = run(
-        "gate",
-        router_logits,
-        selection_bias,
-        top_k,
-        gating.scoring,
-        gating.renormalize,
-        float(gating.scaling),
-        gating.num_groups,
-        gating.topk_groups,
-        gating.group_score,
-        capacity.drop_score,
-        capacity.expand,
-        min(extra, num_experts - top_k),
-        start,
-        stop,
+        "gate", router_logits, selection_bias, *gate_options(gating, capacity, num_experts)
     )
     kept_weight_sum = float(gating.scaling) if gating.renormalize == "kept" else None
     return _select(
@@ -122,11 +103,29 @@ def route(
         token_mask,
         token_priority,
         num_experts,
-        top_k,
+        gating.top_k,
         capacity,
         kept_weight_sum,
         layout,
         row_alignment,
+    )
+
+
+def gate_options(gating: Gating, capacity: Capacity, num_experts: int) -> tuple[Any, ...]:
+    """``capmoe::gate``'s arguments after the bias."""
+    extra = 0 if capacity.expand == "local" else _extra(gating.top_k, capacity)
+    return (
+        gating.top_k,
+        gating.scoring,
+        gating.renormalize,
+        float(gating.scaling),
+        gating.num_groups,
+        gating.topk_groups,
+        gating.group_score,
+        capacity.drop_score,
+        capacity.expand,
+        min(extra, num_experts - gating.top_k),
+        *(capacity.local_experts or (0, 0)),
     )
 
 
@@ -208,24 +207,9 @@ def _select(
     layout: str,
     row_alignment: int,
 ) -> Routing:
-    ratio = capacity.ratio
-    if ratio is not None and ratio[0] >= ratio[1] * num_experts:
-        ratio = None  # C >= top_k * T bounds nothing, and the product stays in 64 bits
     num_tokens, columns = expert_ids.shape
-    per_token = top_k if capacity.reroute_rounds > 1 else columns
-    num_rows = select_rows(
-        num_tokens,
-        num_experts,
-        top_k,
-        min(per_token, capacity.max_experts_per_token or per_token),
-        ratio,
-        capacity.limit,
-        capacity.rounding,
-        capacity.experts_per_device or 1,
-        layout,
-        row_alignment,
-    )
-    require_row_numbers(num_rows)
+    options = select_options(capacity, num_experts)
+    num_rows = _num_rows(num_tokens, columns, num_experts, top_k, capacity, layout, row_alignment)
     return Routing(
         *run(
             "select",
@@ -236,18 +220,74 @@ def _select(
             None if token_priority is None else token_priority.long(),
             num_experts,
             top_k,
-            ratio,
-            capacity.limit,
-            capacity.rounding,
-            capacity.policy,
-            capacity.expand_priority,
-            capacity.max_experts_per_token,
-            capacity.reroute_rounds,
-            capacity.experts_per_device or 1,
-            capacity.seed,
+            *options,
             kept_weight_sum,
             layout,
             row_alignment,
             num_rows,
         )
     )
+
+
+def select_options(capacity: Capacity, num_experts: int) -> tuple[Any, ...]:
+    """``capmoe::select``'s arguments from ``factor`` to ``seed``."""
+    return (
+        _ratio(capacity, num_experts),
+        capacity.limit,
+        capacity.rounding,
+        capacity.policy,
+        capacity.expand_priority,
+        capacity.max_experts_per_token,
+        capacity.reroute_rounds,
+        capacity.experts_per_device or 1,
+        capacity.seed,
+    )
+
+
+def _ratio(capacity: Capacity, num_experts: int) -> tuple[int, int] | None:
+    ratio = capacity.ratio
+    if ratio is not None and ratio[0] >= ratio[1] * num_experts:
+        return None  # C >= top_k * T bounds nothing, and the product stays in 64 bits
+    return ratio
+
+
+def moe_rows(num_tokens: int, top_k: int, capacity: Capacity, num_experts: int) -> int:
+    """N of the routing inside ``capmoe::moe``."""
+    columns = min(num_experts, top_k + _extra(top_k, capacity))
+    return _num_rows(num_tokens, columns, num_experts, top_k, capacity, "packed", 1)
+
+
+def _extra(top_k: int, capacity: Capacity) -> int:
+    """Candidates beyond the top-k."""
+    if capacity.local_experts is not None:
+        return capacity.local_experts[1] - capacity.local_experts[0]
+    if capacity.reroute_rounds > 1:
+        return top_k * (capacity.reroute_rounds - 1)
+    return capacity.extra
+
+
+def _num_rows(
+    num_tokens: int,
+    columns: int,
+    num_experts: int,
+    top_k: int,
+    capacity: Capacity,
+    layout: str,
+    row_alignment: int,
+) -> int:
+    """N: rows that a routing of ``columns`` candidates allocates."""
+    per_token = top_k if capacity.reroute_rounds > 1 else columns
+    num_rows = select_rows(
+        num_tokens,
+        num_experts,
+        top_k,
+        min(per_token, capacity.max_experts_per_token or per_token),
+        _ratio(capacity, num_experts),
+        capacity.limit,
+        capacity.rounding,
+        capacity.experts_per_device or 1,
+        layout,
+        row_alignment,
+    )
+    require_row_numbers(num_rows)
+    return num_rows

@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference
@@ -41,18 +42,36 @@ class UseReference(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class UseDevice(TorchDispatchMode):
+    """Within it every capmoe op runs on a device, and its results come back to the CPU."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.namespace != "capmoe":
+            return func(*args, **kwargs)
+        args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to(self.device), (args, kwargs))
+        return tree_map_only(torch.Tensor, torch.Tensor.cpu, func(*args, **kwargs))
+
+
 class Backend:
-    """One implementation of the five ops. The public API runs on it inside ``serving()``."""
+    """One implementation of the ops. The public API runs on it inside ``serving()``."""
 
     def __init__(self, name: str):
         self.name = name
-        self.device = torch.device("cpu")
+        self.device = torch.device("cuda" if name == "cuda" else "cpu")
 
     def __repr__(self):
         return self.name
 
     def serving(self):
-        return UseReference() if self.name == "reference" else nullcontext()
+        """A context; tests may give CPU tensors to any backend in it."""
+        if self.name == "reference":
+            return UseReference()
+        return UseDevice(self.device) if self.name == "cuda" else nullcontext()
 
     def gate(
         self, logits, gating, bias=None, drop_score="prob", expand="none", extra=0, local=(0, 0)
@@ -135,10 +154,14 @@ def why_absent(name: str) -> str | None:
     if name == "cpu":
         served = state.serving["cpu"]
         return None if served == "cpu" else state.absent.get("cpu", f"cpu is served by {served}")
+    if name == "cuda":
+        if state.serving.get("cuda") != "cuda":
+            return state.absent.get("cuda", "cuda is served by the reference")
+        return None if torch.cuda.is_available() else "there is no GPU"
     raise ValueError(f"no backend is called {name}")
 
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -8,4 +8,5 @@ from .combine import combine as combine
 from .dispatch import dispatch as dispatch
 from .gate import gate as gate
 from .grouped_mlp import grouped_mlp as grouped_mlp
+from .moe import moe as moe
 from .select import select as select

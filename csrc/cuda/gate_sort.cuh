@@ -1,0 +1,87 @@
+// A candidate (an expert and what ranks it), and the network that sorts a
+// lane's candidates in registers.
+//
+// An entry comes before another where its key is larger, or the keys are equal
+// and its expert is lower.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "gate_score.cuh"
+
+namespace capmoe::cuda {
+
+// The key above the expert, which is inverted: the better entry is the larger
+// integer.
+struct WideEntry {
+  uint64_t bits;
+  static constexpr bool kUnique = false;  // not by key alone
+
+  static __device__ __forceinline__ WideEntry of(float rank_by, int expert) {
+    return {static_cast<uint64_t>(to_key(rank_by)) << 32 | ~static_cast<uint32_t>(expert)};
+  }
+  static __device__ __forceinline__ WideEntry none() { return {0}; }
+  __device__ __forceinline__ uint32_t key() const { return static_cast<uint32_t>(bits >> 32); }
+  __device__ __forceinline__ int expert() const { return static_cast<int>(~static_cast<uint32_t>(bits)); }
+  __device__ __forceinline__ float rank() const { return from_key(key()); }
+};
+
+// A 16-bit logit leaves the 13 lowest bits of its float free: the expert goes
+// there, and one integer says all.
+struct PackedEntry {
+  uint32_t bits;
+  static constexpr bool kUnique = true;
+  static constexpr uint32_t kExpertBits = 0x1fffu;
+
+  static __device__ __forceinline__ PackedEntry of(float rank_by, int expert) {
+    return {(to_key(rank_by) & ~kExpertBits) | (kExpertBits - static_cast<uint32_t>(expert))};
+  }
+  static __device__ __forceinline__ PackedEntry none() { return {0}; }
+  __device__ __forceinline__ uint32_t key() const { return bits; }
+  __device__ __forceinline__ int expert() const { return static_cast<int>(kExpertBits - (bits & kExpertBits)); }
+  __device__ __forceinline__ float rank() const {
+    return fminf(__uint_as_float(__float_as_uint(from_key(bits)) & ~kExpertBits), FLT_MAX);
+  }
+};
+
+template <class Entry>
+__device__ __forceinline__ bool is_allowed(Entry entry) {
+  return entry.key() > kForbiddenKey;
+}
+
+// Puts the better of two entries first.
+template <class Entry>
+__device__ __forceinline__ void exchange(Entry& a, Entry& b) {
+  const auto first = max(a.bits, b.bits), second = min(a.bits, b.bits);
+  a.bits = first;
+  b.bits = second;
+}
+
+// Batcher's odd-even merge of entries kBegin, kBegin + kStep, ... of the kCount
+// from kBegin on, whose two halves are sorted.
+template <int kBegin, int kCount, int kStep, class Entry, int kSize>
+__device__ __forceinline__ void merge(Entry (&entries)[kSize]) {
+  if constexpr (2 * kStep < kCount) {
+    merge<kBegin, kCount, 2 * kStep>(entries);
+    merge<kBegin + kStep, kCount, 2 * kStep>(entries);
+#pragma unroll
+    for (int i = kBegin + kStep; i + kStep < kBegin + kCount; i += 2 * kStep) {
+      exchange(entries[i], entries[i + kStep]);
+    }
+  } else {
+    exchange(entries[kBegin], entries[kBegin + kStep]);
+  }
+}
+
+// Sorts kCount entries from kBegin on, best first.
+template <int kBegin, int kCount, class Entry, int kSize>
+__device__ __forceinline__ void sort(Entry (&entries)[kSize]) {
+  if constexpr (kCount > 1) {
+    sort<kBegin, kCount / 2>(entries);
+    sort<kBegin + kCount / 2, kCount / 2>(entries);
+    merge<kBegin, kCount, 1>(entries);
+  }
+}
+
+}  // namespace capmoe::cuda

@@ -1,0 +1,132 @@
+// The grouped MLP: which tiles, and the two launches.
+#include <algorithm>
+#include <type_traits>
+
+#include "grouped_gemm.cuh"
+#include "grouped_gemm_sm90.cuh"
+#include "kernels.h"
+
+namespace capmoe::cuda {
+namespace {
+
+struct Device {
+  int id = -1, multiprocessors = 0;
+  int shared_bytes = 0, block_shared_bytes = 0;  // of a multiprocessor, and the most of it that a block may take
+  bool warpgroups = false;
+};
+
+// Whether this device runs the sm_90a kernels: others' builds have an empty one in their place, which needs no
+// registers.
+bool has_warpgroups(int major) {
+  if (major != 9) return false;
+  cudaFuncAttributes found;
+  const auto kernel = grouped_gemm_sm90_kernel<__nv_bfloat16, WarpgroupTile<__nv_bfloat16>>;
+  check_cuda(cudaFuncGetAttributes(&found, kernel), "grouped_mlp");
+  return found.numRegs > 128;
+}
+
+const Device& current_device() {
+  static thread_local Device device;
+  int id = 0;
+  check_cuda(cudaGetDevice(&id), "grouped_mlp");
+  if (id != device.id) {
+    const auto ask = [&](int* value, cudaDeviceAttr attribute) {
+      check_cuda(cudaDeviceGetAttribute(value, attribute, id), "grouped_mlp");
+    };
+    int major = 0;
+    ask(&device.multiprocessors, cudaDevAttrMultiProcessorCount);
+    ask(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(&device.block_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    ask(&major, cudaDevAttrComputeCapabilityMajor);
+    device.warpgroups = has_warpgroups(major);
+    device.id = id;
+  }
+  return device;
+}
+
+template <class Tile>
+int shared_bytes(int num_experts) {
+  return Tile::kFixedBytes + Pieces::bytes(num_experts, Tile::kWarps);
+}
+
+template <class Tile, class T, class Kernel>
+void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStream_t stream) {
+  constexpr int kReserved = 1024;  // what every block takes of shared memory for the system
+  const int bytes = shared_bytes<Tile>(product.num_experts);
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "grouped_mlp");
+  const Device& device = current_device();
+  const int resident = std::clamp(device.shared_bytes / (bytes + kReserved), 1, Tile::kBlocks);
+
+  // No more blocks than there can be pieces: of each expert that has rows, the last block of rows may be a part.
+  const int64_t columns = product.gating == Gating::none ? Tile::kWeights : Tile::kWeights / 2;
+  const int64_t row_blocks = rows / Tile::kRows + std::min<int64_t>(rows, product.num_experts);
+  const int64_t pieces = row_blocks * ceil_div(product.columns, columns);
+  const int grid = static_cast<int>(std::min<int64_t>(pieces, int64_t{resident} * device.multiprocessors));
+  kernel<<<grid, Tile::kThreads, bytes, stream>>>(
+      product.in, product.row_tokens, product.weights, product.bias, product.expert_offsets, product.tokens_per_expert,
+      product.out, product.num_experts, product.depth, product.columns, product.gating, product.activation);
+  check_cuda(cudaGetLastError(), "grouped_mlp");
+}
+
+template <class T, class Tile, bool kAligned = true>
+void launch(const GroupedGemm<T>& product, int64_t rows, cudaStream_t stream) {
+  launch<Tile>(grouped_gemm_kernel<T, Tile, kAligned>, product, rows, stream);
+}
+
+template <class T>
+bool aligned(const GroupedGemm<T>& product) {
+  const auto whole = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  constexpr int kChunk = 16 / sizeof(T);
+  return product.depth % kChunk == 0 && product.columns % kChunk == 0 && whole(product.in) && whole(product.weights) &&
+         whole(product.out);
+}
+
+template <class T>
+void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_expert, cudaStream_t stream) {
+  using Table = Tiles<T>;
+  if (!aligned(product)) return launch<T, typename Table::Unaligned, false>(product, rows, stream);
+  if (rows_per_expert <= 8) return launch<T, typename Table::Few>(product, rows, stream);
+  if (rows_per_expert <= 96) return launch<T, typename Table::Some>(product, rows, stream);
+  if constexpr (sizeof(T) == 2) {
+    using Warpgroup = WarpgroupTile<T>;
+    const Device& device = current_device();
+    if (device.warpgroups && shared_bytes<Warpgroup>(product.num_experts) <= device.block_shared_bytes) {
+      return launch<Warpgroup>(grouped_gemm_sm90_kernel<T, Warpgroup>, product, rows, stream);
+    }
+  }
+  if (rows_per_expert <= 192) return launch<T, typename Table::Many>(product, rows, stream);
+  launch<T, typename Table::Most>(product, rows, stream);
+}
+
+}  // namespace
+
+template <class T>
+void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
+                 const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
+                 const int32_t* tokens_per_expert, int64_t rows, int64_t expected_rows, const GroupedMlp& config,
+                 T* hidden_rows, T* y, cudaStream_t stream) {
+  if (rows == 0 || config.num_experts == 0) return;
+  const int64_t expected = std::clamp<int64_t>(expected_rows, 1, rows);
+  const int64_t rows_per_expert = expected / std::min(expected, config.num_experts);
+  const auto experts = static_cast<int>(config.num_experts);
+  const auto hidden = static_cast<int>(config.hidden), intermediate = static_cast<int>(config.intermediate);
+  const Gating gating = !config.gated ? Gating::none : config.interleaved ? Gating::interleaved : Gating::concat;
+
+  const GroupedGemm<T> up{
+      x,           row_tokens, gate_up_proj, gate_up_bias, expert_offsets, tokens_per_expert,
+      hidden_rows, experts,    hidden,       intermediate, gating,         static_cast<int>(config.activation)};
+  grouped_gemm(up, rows, rows_per_expert, stream);
+  const GroupedGemm<T> down{hidden_rows, nullptr, down_proj,    down_bias, expert_offsets, tokens_per_expert,
+                            y,           experts, intermediate, hidden,    Gating::none,   kNoActivation};
+  grouped_gemm(down, rows, rows_per_expert, stream);
+}
+
+#define CAPMOE_GROUPED_MLP(T)                                                                                 \
+  template void grouped_mlp(const T*, const int32_t*, const T*, const T*, const T*, const T*, const int32_t*, \
+                            const int32_t*, int64_t, int64_t, const GroupedMlp&, T*, T*, cudaStream_t)
+
+CAPMOE_GROUPED_MLP(float);
+CAPMOE_GROUPED_MLP(__nv_bfloat16);
+CAPMOE_GROUPED_MLP(__half);
+
+}  // namespace capmoe::cuda

@@ -1,0 +1,96 @@
+// Capacity and prefix-sum slots. The semantics are those of reference/select.py.
+#include <algorithm>
+
+#include "select_kernel.cuh"
+
+namespace capmoe::cuda {
+namespace {
+
+constexpr size_t align_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+int64_t words_of(const Select& config) { return ceil_div(config.tokens, 32); }
+
+size_t slot_bytes(const Select& config) {
+  return align_up(sizeof(SlotWord) * config.num_experts * words_of(config));
+}
+
+constexpr int kTeamWarps = 4;
+
+// Warps decide budgets that few ask for, and number those that nothing bounds; else a block decides each.
+bool by_warp(const Select& config) {
+  const bool bounded = capacity_of(config, config.tokens) < config.tokens;
+  const int64_t pairs = config.tokens * config.columns * config.unit;
+  return pairs <= (bounded ? 256 : 8192) * config.num_experts;
+}
+
+// Blocks that have something to do; the kernel is right with any number.
+int64_t useful_blocks(const Select& config, int team_warps) {
+  if (config.tokens == 0) return 1;  // nobody has zeroed the barrier
+  const int threads = select_threads(team_warps);
+  const int64_t teams = threads / (32 * team_warps), budgets = config.num_experts / config.unit;
+  const int64_t together = team_warps == 1 && config.unit == 1 ? std::max<int64_t>(128 / words_of(config), 1) : 1;
+  const int64_t deciding = ceil_div(budgets, teams * std::min<int64_t>(together, 32));
+  return std::max(deciding, ceil_div(config.tokens, chunk_tokens(threads, static_cast<int>(config.columns))));
+}
+
+int multiprocessors() {
+  constexpr int kMost = 64;
+  static int known[kMost] = {};
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "select");
+  if (device < kMost && known[device] > 0) return known[device];
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "select");
+  if (device < kMost) known[device] = count;
+  return count;
+}
+
+template <class Id, int kWarps>
+void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
+  auto* kernel = &select_kernel<Id, kWarps>;
+  const size_t shared = sizeof(int) * (problem.config.num_experts + 1);
+  if (shared > 16 * 1024) {
+    const int bytes = static_cast<int>(shared);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "select");
+  }
+  int64_t blocks = useful_blocks(problem.config, kWarps);
+  if (blocks > 1) {
+    int resident = 0;
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, select_threads(kWarps), shared), "select");
+    blocks = std::min<int64_t>(blocks, int64_t{resident} * multiprocessors());
+  }
+  void* arguments[] = {const_cast<SelectProblem<Id>*>(&problem)};
+  const dim3 grid(static_cast<unsigned>(blocks)), block(select_threads(kWarps));
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (blocks > 1) {
+    check_cuda(cudaLaunchCooperativeKernel(function, grid, block, arguments, shared, stream), "select");
+  } else {
+    check_cuda(cudaLaunchKernel(function, grid, block, arguments, shared, stream), "select");
+  }
+}
+
+}  // namespace
+
+size_t select_scratch(const Select& config) { return slot_bytes(config) + sizeof(uint32_t) * words_of(config); }
+
+template <class Id>
+void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
+            const int64_t* token_priority, const Select& config, const Marks& marks, void* scratch,
+            const Selection& out, cudaStream_t stream) {
+  if (config.tokens * config.columns > INT32_MAX / 2) throw std::runtime_error("select: too many pairs");
+  auto* slots = static_cast<SlotWord*>(scratch);
+  auto* mask_words = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + slot_bytes(config));
+  const auto problem = select_problem(ids, weights, scores, token_mask, token_priority, config, marks, slots, mask_words,
+                                      out);
+  if (by_warp(config)) {
+    launch<Id, 1>(problem, stream);
+  } else {
+    launch<Id, kTeamWarps>(problem, stream);
+  }
+}
+
+template void select(const int32_t*, const float*, const float*, const bool*, const int64_t*, const Select&,
+                     const Marks&, void*, const Selection&, cudaStream_t);
+template void select(const int64_t*, const float*, const float*, const bool*, const int64_t*, const Select&,
+                     const Marks&, void*, const Selection&, cudaStream_t);
+
+}  // namespace capmoe::cuda

@@ -1,0 +1,73 @@
+// What select's phases share: the arguments, and what can be read off them.
+#pragma once
+
+#include "common.cuh"
+#include "kernels.h"
+
+namespace capmoe::cuda {
+
+// What an expert keeps of 32 tokens.
+struct alignas(8) SlotWord {
+  uint32_t kept;    // bit t % 32: token t is kept
+  uint32_t before;  // tokens kept in earlier words
+};
+
+template <class Id>
+struct SelectProblem {
+  const Id* ids;                  // [T, K]
+  const float* weights;           // [T, K]
+  const float* scores;            // [T, K]
+  const bool* token_mask;         // [T] or null
+  const int64_t* token_priority;  // [T] or null
+  Select config;
+  Marks marks;
+  SlotWord* slots;       // [E][W]
+  uint32_t* mask_words;  // [W]: token_mask in bits
+  Selection out;
+  int tokens, columns, experts, words, unit, rows;
+  bool by_four;  // four columns of a token may be loaded and stored at once
+
+  __device__ bool reroutes() const { return config.reroute_rounds > 1; }
+  __device__ bool limits_tokens() const { return config.max_per_token < config.columns; }
+  // Whether nothing but score, position or hash ranks the pairs.
+  __device__ bool ranks_by_policy_only() const {
+    return token_priority == nullptr && !(config.topk_first && marks.top != nullptr);
+  }
+
+  __device__ size_t word(int expert, int word) const { return size_t(expert) * words + word; }
+  __device__ size_t pair(int token, int column) const { return size_t(token) * columns + column; }
+  __device__ bool real(int token) const { return token_mask == nullptr || token_mask[token]; }
+
+  // The expert of a column, or -1 where it is unused: out of range, or listed before.
+  __device__ int expert_of(int token, int column) const {
+    const Id* row = ids + pair(token, 0);
+    const Id id = row[column];
+    if (id < 0 || id >= experts) return -1;
+    if (marks.repeats) {
+      for (int j = 0; j < column; ++j) {
+        if (row[j] == id) return -1;
+      }
+    }
+    return static_cast<int>(id);
+  }
+};
+
+template <class Id>
+__host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float* weights, const float* scores,
+                                                     const bool* token_mask, const int64_t* token_priority,
+                                                     const Select& config, const Marks& marks, SlotWord* slots,
+                                                     uint32_t* mask_words, const Selection& out) {
+  const int tokens = static_cast<int>(config.tokens), experts = static_cast<int>(config.num_experts);
+  const uintptr_t places = reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(weights) |
+                           reinterpret_cast<uintptr_t>(out.expert_ids) | reinterpret_cast<uintptr_t>(out.weights) |
+                           reinterpret_cast<uintptr_t>(out.rows);
+  return {ids,        weights, scores, token_mask, token_priority,
+          config,     marks,   slots,  mask_words, out,
+          tokens,     static_cast<int>(config.columns), experts, (tokens + 31) / 32, static_cast<int>(config.unit),
+          static_cast<int>(config.rows), config.columns % 4 == 0 && places % 16 == 0};
+}
+
+// Slots of Marks::counters.
+enum SelectCounter { kArrivals, kRealTokens, kFreshAsks };
+
+}  // namespace capmoe::cuda
