@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .arguments import pack
 from .build import core
+from .classes import by_line
 from .errors import BY_KIND, BadLaunch, Finding, Unsupported
 from .limits import check_limits
 from .lower import Lowering
@@ -21,6 +22,8 @@ class Report:
 
     counts: dict[str, int]
     warnings: list[Finding] = field(default_factory=list)
+    executed: dict[int, int] = field(default_factory=dict)  # warp instructions by PTX line
+    classes: dict[str, int] = field(default_factory=dict)  # and by class, see classes.py
 
 
 class Loaded:
@@ -62,8 +65,8 @@ class Loaded:
 class Kernel:
     """One entry of a module; ``kernel[grid, block, dynamic_shared](*args, seed=0)`` launches it."""
 
-    def __init__(self, loaded: Loaded, name: str, target: str):
-        self.name, self.loaded, self.target = name, loaded, target
+    def __init__(self, loaded: Loaded, name: str, target: str, ptx: str = ""):
+        self.name, self.loaded, self.target, self.ptx = name, loaded, target, ptx
         self.entry = loaded.module.functions[name]
         addresses = {variable: loaded.address(variable) for variable in loaded.memory}
         self.lowering = Lowering(loaded.module, self.entry, addresses)
@@ -127,6 +130,7 @@ class Kernel:
             seed,
             resident,
             max_steps,
+            executed := (ctypes.c_uint64 * len(self._insts))(),
         )
         counts, fault = Counts(), Fault()
         core().emu_launch(
@@ -139,6 +143,7 @@ class Kernel:
             where = self._where(fault.inst, tuple(fault.block), fault.thread, block)
             raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
         report = Report({name: getattr(counts, name) for name in COUNTS})
+        report.executed, report.classes = by_line(self.lowering.instructions, executed)
         for line in core().emu_warnings().decode().splitlines():
             inst, place, thread, kind, text = line.split("\t")
             at = tuple(int(i) for i in place.split(","))
@@ -196,4 +201,4 @@ def emulate(ptx: str, name: str | None = None) -> Kernel:
         name = entries[0]
     if name not in entries:
         raise ValueError(f"name must be one of {', '.join(entries)}, got {name}")
-    return Kernel(Loaded(module), name, module.target)
+    return Kernel(Loaded(module), name, module.target, ptx)
