@@ -29,8 +29,8 @@ class Report:
 class Loaded:
     """A module with its .global and .const variables in memory."""
 
-    def __init__(self, module: Module):
-        self.module = module
+    def __init__(self, module: Module, ptx: str):
+        self.module, self.ptx = module, ptx
         self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
         for variable in module.variables.values():
             if variable.space in ("global", "const"):
@@ -65,8 +65,8 @@ class Loaded:
 class Kernel:
     """One entry of a module; ``kernel[grid, block, dynamic_shared](*args, seed=0)`` launches it."""
 
-    def __init__(self, loaded: Loaded, name: str, target: str, ptx: str = ""):
-        self.name, self.loaded, self.target, self.ptx = name, loaded, target, ptx
+    def __init__(self, loaded: Loaded, name: str, target: str):
+        self.name, self.loaded, self.target = name, loaded, target
         self.entry = loaded.module.functions[name]
         addresses = {variable: loaded.address(variable) for variable in loaded.memory}
         self.lowering = Lowering(loaded.module, self.entry, addresses)
@@ -201,4 +201,4 @@ def emulate(ptx: str, name: str | None = None) -> Kernel:
         name = entries[0]
     if name not in entries:
         raise ValueError(f"name must be one of {', '.join(entries)}, got {name}")
-    return Kernel(Loaded(module), name, module.target, ptx)
+    return Kernel(Loaded(module, ptx), name, module.target)

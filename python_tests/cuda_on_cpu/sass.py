@@ -111,7 +111,7 @@ def sass_estimate(kernel: Kernel, report: Report, arch: str | None = None) -> Sa
         RuntimeError: if ptxas or nvdisasm are not there, or refuse the PTX.
     """
     lines = {one.line for one in kernel.lowering.instructions if one.text}
-    sass = static_sass(kernel.ptx, kernel.name, lines, arch or kernel.target)
+    sass = static_sass(kernel.loaded.ptx, kernel.name, lines, arch or kernel.target)
     blocks = _blocks(kernel)
     copies = _copies(kernel, sass, blocks)
     static = sum(sum(opcodes.values()) for opcodes in sass.values())

@@ -95,7 +95,7 @@ def test_runs_of_a_line():
     body = "mov.u32 t0, 0;\nL: add.u32 t0, t0, 1;\nsetp.lt.u32 p0, t0, 5;\n@p0 bra L;"
     kernel = emulate(module(body))
     report = kernel[3, 64](torch.zeros(1))
-    lines = kernel.ptx.splitlines()
+    lines = kernel.loaded.ptx.splitlines()
     runs = {lines[line - 1].strip(): count for line, count in report.executed.items()}
     assert runs["mov.u32 t0, 0;"] == 3 * 2
     assert runs["setp.lt.u32 p0, t0, 5;"] == runs["@p0 bra L;"] == 3 * 2 * 5
@@ -117,7 +117,7 @@ def test_a_copied_loop_counts_once():
     estimate = sass_estimate(kernel, report, "sm_80")
     loads = {one.line for one in kernel.lowering.instructions if "ld.global" in one.text}
     lines = {one.line for one in kernel.lowering.instructions if one.text}
-    sass = static_sass(kernel.ptx, "sum", lines, "sm_80")
+    sass = static_sass(kernel.loaded.ptx, "sum", lines, "sm_80")
     assert sum(sum(sass[line].values()) for line in loads) > len(loads)
     assert estimate.classes["memory.global"] == pytest.approx(n + 1, rel=0.1)
 
