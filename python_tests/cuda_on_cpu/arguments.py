@@ -66,7 +66,8 @@ def _pointer(
         where = f"a tensor on {tensor.device}"
         raise BadLaunch(f"{variable.name} is .{variable.element}, got {where}")
     storage = tensor.untyped_storage()
-    extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only, 0, written)
+    extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only)
+    extent.written = written
     # The same memory given twice, once as const: writing through the other name is right.
     same = [b for b in buffers if b.base == extent.base and b.size == extent.size]
     for other in same:

@@ -131,6 +131,7 @@ class Kernel:
             resident,
             max_steps,
             executed := (ctypes.c_uint64 * len(self._insts))(),
+            (ctypes.c_void_p * len(array))(*(buffer.written for buffer in buffers)),
         )
         counts, fault = Counts(), Fault()
         core().emu_launch(
