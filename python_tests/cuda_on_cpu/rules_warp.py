@@ -22,9 +22,10 @@ def shfl(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 @rule("vote", allow="sync all any uni ballot")
 def vote(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    if parts[1] != "sync":
+    if "sync" not in parts:
         raise low.unsupported("vote without .sync")
-    mode = ("all", "any", "uni", "ballot").index(parts[2])
+    # CUB writes vote.ballot.sync: ptxas takes either order.
+    mode = next(i for i, name in enumerate(("all", "any", "uni", "ballot")) if name in parts)
     p = operands[1]
     registers = [
         low.value(operands[0], "b32" if mode == 3 else "pred"),
@@ -112,6 +113,8 @@ SHAPES = {
 
 @rule("mma", allow="sync aligned row col satfinite m16n8k4 m16n8k8 m16n8k16 m16n8k32")
 def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    saturate = "satfinite" in parts  # before the types as the manual has it, or behind them
+    parts = [part for part in parts if part != "satfinite"]
     d, a, b, c = parts[-4:]
     k = int(parts[3].removeprefix("m16n8k"))
     depths, accumulators = SHAPES[a]
@@ -121,5 +124,4 @@ def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
     if a != b and not (integers and b in ("s8", "u8")):
         raise low.unsupported(f"{a} times {b}")
     registers = [r for vector in operands for r in values(low, "b32", low.split(vector[1:-1]))]
-    saturate = "satfinite" in parts
     emit_sync(low, "mma", registers, ALIGNED, k, TYPES[a], TYPES[b], TYPES[d], saturate)
