@@ -189,5 +189,13 @@ def poison():
     torch.use_deterministic_algorithms(before)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Tables that tests have recorded: what kernels execute in the emulator."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, text in getattr(report, "user_properties", []):
+            if name == "counts_table":
+                terminalreporter.write_line(text)
+
+
 def pytest_report_header():
     return [f"capmoe backends: {str(cm.backends()).replace(chr(10), '; ')}"]

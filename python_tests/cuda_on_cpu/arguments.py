@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from typing import NamedTuple
 
@@ -20,6 +21,14 @@ class Const(NamedTuple):
     tensor: torch.Tensor
 
 
+class Empty:
+    """Memory that holds nothing yet: reading what no launch with this object has written warns."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+        self.written = ctypes.create_string_buffer(max(1, tensor.untyped_storage().nbytes()))
+
+
 def pack(variable: Variable, value, buffers: list[Buffer]) -> bytes:
     """The bytes of one parameter; a tensor's memory joins ``buffers``.
 
@@ -28,6 +37,8 @@ def pack(variable: Variable, value, buffers: list[Buffer]) -> bytes:
     """
     if isinstance(value, Const):
         return _pointer(variable, value.tensor, True, buffers)
+    if isinstance(value, Empty):
+        return _pointer(variable, value.tensor, False, buffers, ctypes.addressof(value.written))
     if isinstance(value, torch.Tensor):
         return _pointer(variable, value, False, buffers)
     if value is None and variable.size == 8:
@@ -45,17 +56,23 @@ def pack(variable: Variable, value, buffers: list[Buffer]) -> bytes:
 
 
 def _pointer(
-    variable: Variable, tensor: torch.Tensor, read_only: bool, buffers: list[Buffer]
+    variable: Variable,
+    tensor: torch.Tensor,
+    read_only: bool,
+    buffers: list[Buffer],
+    written: int | None = None,
 ) -> bytes:
     if variable.size != 8 or variable.element in FLOATS or tensor.device.type != "cpu":
         where = f"a tensor on {tensor.device}"
         raise BadLaunch(f"{variable.name} is .{variable.element}, got {where}")
     storage = tensor.untyped_storage()
     extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only)
+    extent.written = written
     # The same memory given twice, once as const: writing through the other name is right.
     same = [b for b in buffers if b.base == extent.base and b.size == extent.size]
     for other in same:
         other.read_only = other.read_only and read_only
+        other.written = other.written or written
     if not same and extent.size:
         buffers.append(extent)
     return struct.pack("<Q", tensor.data_ptr())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from . import gpu
 from .arguments import pack
 from .build import core
+from .classes import by_line
 from .errors import BY_KIND, BadLaunch, Finding, Unsupported
 from .limits import check_limits
 from .lower import Lowering
@@ -23,6 +24,8 @@ class Report:
 
     counts: dict[str, int]
     warnings: list[Finding] = field(default_factory=list)
+    executed: dict[int, int] = field(default_factory=dict)  # warp instructions by PTX line
+    classes: dict[str, int] = field(default_factory=dict)  # and by class, see classes.py
 
 
 class Loaded:
@@ -158,6 +161,8 @@ class Kernel:
             seed,
             resident,
             max_steps,
+            executed := (ctypes.c_uint64 * len(self._insts))(),
+            (ctypes.c_void_p * len(array))(*(buffer.written for buffer in buffers)),
         )
         counts, fault = Counts(), Fault()
         core().emu_launch(
@@ -170,6 +175,7 @@ class Kernel:
             where = self._where(fault.inst, tuple(fault.block), fault.thread, block)
             raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
         report = Report({name: getattr(counts, name) for name in COUNTS})
+        report.executed, report.classes = by_line(self.lowering.instructions, executed)
         for line in core().emu_warnings().decode().splitlines():
             inst, place, thread, kind, text = line.split("\t")
             at = tuple(int(i) for i in place.split(","))

@@ -22,9 +22,10 @@ def shfl(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 @rule("vote", allow="sync all any uni ballot")
 def vote(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    if parts[1] != "sync":
+    if "sync" not in parts:
         raise low.unsupported("vote without .sync")
-    mode = ("all", "any", "uni", "ballot").index(parts[2])
+    # CUB writes vote.ballot.sync: ptxas takes either order.
+    mode = next(i for i, name in enumerate(("all", "any", "uni", "ballot")) if name in parts)
     p = operands[1]
     registers = [
         low.value(operands[0], "b32" if mode == 3 else "pred"),
@@ -115,6 +116,8 @@ NAMES = " ".join([f"m16n8k{k}" for k in (4, 8, 16, 32, 64)] + ["m8n8k4", *NIBBLE
 
 @rule("mma", allow=f"sync aligned row col satfinite rn {NAMES}")
 def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    saturate = "satfinite" in parts  # before the types as the manual has it, or behind them
+    parts = [part for part in parts if part != "satfinite"]
     d, a, b, c = parts[-4:]
     registers = [low.split(vector[1:-1]) for vector in operands]
     if a == "f64":
@@ -126,8 +129,7 @@ def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
         raise low.unsupported("shape or types")
     if b not in mixed:
         raise low.unsupported(f"{a} times {b}")
-    saturate = "satfinite" in parts
-    if len(parts) != 10 + saturate or (saturate and d != "s32"):
+    if len(parts) != 10 or (saturate and d != "s32"):
         raise low.unsupported("modifiers")
     flat = [r for vector in registers for r in values(low, "b32", vector)]
     emit_sync(low, "mma", flat, ALIGNED, k, TYPES[a], TYPES[b], TYPES[d], saturate)

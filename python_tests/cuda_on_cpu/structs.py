@@ -25,8 +25,9 @@ class Buffer(ctypes.Structure):
         ("size", ctypes.c_uint64),
         ("read_only", ctypes.c_int32),
         ("pad", ctypes.c_int32),
-        ("written", ctypes.c_void_p),
     )
+    # Where a byte per byte says whether it has been written: a read before that warns.
+    written: int | None = None
 
 
 class Program(ctypes.Structure):
@@ -55,6 +56,7 @@ class Launch(ctypes.Structure):
         ("resident", ctypes.c_int64),
         ("max_steps", ctypes.c_int64),
         ("executed", ctypes.POINTER(ctypes.c_uint64)),
+        ("written", ctypes.POINTER(ctypes.c_void_p)),
     )
 
 

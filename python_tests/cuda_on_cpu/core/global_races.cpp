@@ -42,8 +42,8 @@ void check_cell(const Warp& w, int lane, GlobalCell& cell, uint64_t offset, uint
   note(cell.writer, cell.write_clock, cell.written, cell.strong_write);
 }
 
-void touch_written(Warp& w, int lane, const Buffer& buffer, uint64_t offset, int bytes, bool write) {
-  uint8_t* written = buffer.written + offset;
+void touch_written(Warp& w, int lane, uint8_t* written, uint64_t offset, int bytes, bool write) {
+  written += offset;
   if (write) {
     std::memset(written, 1, bytes);
   } else if (std::memchr(written, 0, bytes)) {
@@ -57,9 +57,9 @@ void touch_written(Warp& w, int lane, const Buffer& buffer, uint64_t offset, int
 void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, const Use& use) {
   Machine& m = *w.block->machine;
   const uint64_t offset = address - buffer.base;
-  if (buffer.written) {
-    if (!use.write || use.atomic) touch_written(w, lane, buffer, offset, bytes, false);
-    if (use.write) touch_written(w, lane, buffer, offset, bytes, true);
+  if (uint8_t* written = m.launch.written ? m.launch.written[&buffer - m.launch.buffers] : nullptr) {
+    if (!use.write || use.atomic) touch_written(w, lane, written, offset, bytes, false);
+    if (use.write) touch_written(w, lane, written, offset, bytes, true);
   }
   if (buffer.read_only) return;
   auto& cells = m.global[&buffer - m.launch.buffers];

@@ -152,8 +152,12 @@ void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident) {
   const uint64_t total = static_cast<uint64_t>(m.launch.grid[0]) * m.launch.grid[1] * m.launch.grid[2];
   std::vector<uint64_t> order(total);
   for (uint64_t k = 0; k < total; ++k) order[k] = k;
-  if (m.launch.seed != 0) {
-    for (uint64_t k = total; k > 1; --k) std::swap(order[k - 1], order[m.random() % k]);
+  // GPUs start blocks in order, and kernels such as CUB's scan rely on that: a block may wait for any before it. Those
+  // that fit in together may start in any order.
+  const uint64_t together = std::max<uint64_t>(m.launch.resident, 1);
+  for (uint64_t first = 0; m.launch.seed != 0 && first < total; first += together) {
+    const uint64_t count = std::min(together, total - first);
+    for (uint64_t k = count; k > 1; --k) std::swap(order[first + k - 1], order[first + m.random() % k]);
   }
   for (uint64_t next = 0; next < total || !resident.empty();) {
     while (next < total && resident.size() < static_cast<size_t>(m.launch.resident)) {

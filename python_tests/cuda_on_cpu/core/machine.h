@@ -56,6 +56,8 @@ struct Warp {
   const Inst* current = nullptr;
   uint32_t active = 0;  // the lanes that run it
   Order order;
+  int times_back = 0, turns_for_others = 0;  // see pick.h
+  uint32_t waiting = 0;
 
   int thread(int lane) const { return index * kLanes + lane; }
 };

@@ -64,7 +64,6 @@ struct Buffer {
   uint64_t size;
   int32_t read_only;
   int32_t pad;
-  uint8_t* written;  // per byte, 1 where somebody has written it; null where nobody asks
 };
 
 struct Program {
@@ -90,6 +89,8 @@ struct Launch {
   int64_t resident;    // blocks in flight
   int64_t max_steps;   // warp instructions before a launch counts as hung
   uint64_t* executed;  // per instruction: how often a warp ran it; may be null
+  // Per buffer, and of it per byte, 1 where somebody has written; null where nobody asks.
+  uint8_t* const* written;
 };
 
 enum FaultKind {

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "lanes.h"
+#include "pick.h"
 
 namespace emu {
 
@@ -21,10 +22,10 @@ class Runner {
     uint32_t group = 0;
     m_.running = &w;
     for (; quantum > 0; --quantum) {
-      if (!same) group = pick(w);
+      if (!same) group = pick_.next(w);
       if (group == 0) break;
       // Lanes that go together, alone, and stay together need not be picked again.
-      same = step(w, group) && alone_;
+      same = step(w, group) && pick_.alone();
       progress = true;
       if (m_.counts.warp_instructions > static_cast<uint64_t>(m_.launch.max_steps)) hung(group);
     }
@@ -64,25 +65,6 @@ class Runner {
  private:
   const Inst& inst(int pc) const { return m_.program.insts[pc]; }
 
-  uint32_t pick(const Warp& w) {
-    int lowest = INT32_MAX, highest = -1, wanted = -1;
-    uint8_t runs[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      runs[lane] = w.state[lane] == Lane::run;
-      lowest = std::min(lowest, runs[lane] ? w.pc[lane] : INT32_MAX);
-      highest = std::max(highest, runs[lane] ? w.pc[lane] : -1);
-    }
-    alone_ = lowest >= highest;
-    if (alone_) return mask_of(runs);
-    if (m_.launch.seed != 0 && m_.random() % 8 == 0) {
-      const int lane = m_.random() % kLanes;
-      if (w.state[lane] == Lane::run) wanted = w.pc[lane];
-    }
-    const int pc = wanted >= 0 ? wanted : lowest;
-    for (int lane = 0; lane < kLanes; ++lane) runs[lane] &= w.pc[lane] == pc;
-    return mask_of(runs);
-  }
-
   void count(const Warp& w, uint32_t mask) {
     if (m_.launch.executed) ++m_.launch.executed[w.current - m_.program.insts];
     ++m_.counts.warp_instructions;
@@ -99,7 +81,8 @@ class Runner {
 
   // Whether the lanes are still together, and no other may have begun to run.
   bool step(Warp& w, uint32_t group) {
-    const Inst& i = inst(w.pc[__builtin_ctz(group)]);
+    const int place = w.pc[__builtin_ctz(group)];
+    const Inst& i = inst(place);
     const HandlerEntry& entry = entries_[i.handler];
     w.current = &i;
     uint32_t mask = group;
@@ -115,6 +98,7 @@ class Runner {
         for (int lane = 0; lane < kLanes; ++lane) {
           if (has(group, lane)) w.pc[lane] = has(mask, lane) ? i.target : w.pc[lane] + 1;
         }
+        if (mask && i.target <= place) pick_.went_back(w, group);
         return mask == group || mask == 0;
       case Kind::indirect: {
         const int32_t* o = operands(w, i);  // operand 0: an index into the rest of the targets, or a pc itself
@@ -283,7 +267,7 @@ class Runner {
   Machine& m_;
   Block& block_;
   const HandlerEntry* entries_ = &handler(0);
-  bool alone_ = false;  // the group picked last is all that runs
+  Pick pick_{m_};
 };
 
 }  // namespace emu
