@@ -1,6 +1,6 @@
 """Backends under test, poisoned memory, and the rule by which floats are judged.
 
-``CAPMOE_REQUIRE=reference,cpu`` turns the skip of an absent backend into a failure.
+``CAPMOE_REQUIRE=reference,cpu,cuda-emulated`` turns the skip of an absent backend into a failure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import capmoe_kernels as cm
 from capmoe_kernels import reference
 from capmoe_kernels.bounds import select_rows
+from cuda_on_cpu.runtime import operators as emulated
 
 torch.set_num_threads(1)
 
@@ -52,6 +53,8 @@ class Backend:
         return self.name
 
     def serving(self):
+        if self.name == "cuda-emulated":
+            return emulated.UseEmulatedCuda()
         return UseReference() if self.name == "reference" else nullcontext()
 
     def gate(
@@ -135,10 +138,12 @@ def why_absent(name: str) -> str | None:
     if name == "cpu":
         served = state.serving["cpu"]
         return None if served == "cpu" else state.absent.get("cpu", f"cpu is served by {served}")
+    if name == "cuda-emulated":
+        return emulated.why_absent()
     raise ValueError(f"no backend is called {name}")
 
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda-emulated")
 
 
 @pytest.fixture(params=BACKENDS)

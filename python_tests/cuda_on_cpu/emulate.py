@@ -26,8 +26,8 @@ class Report:
 class Loaded:
     """A module with its .global and .const variables in memory."""
 
-    def __init__(self, module: Module):
-        self.module = module
+    def __init__(self, module: Module, ptx: str):
+        self.module, self.ptx = module, ptx
         self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
         for variable in module.variables.values():
             if variable.space in ("global", "const"):
@@ -205,4 +205,4 @@ def emulate(ptx: str, name: str | None = None) -> Kernel:
         name = entries[0]
     if name not in entries:
         raise ValueError(f"name must be one of {', '.join(entries)}, got {name}")
-    return Kernel(Loaded(module), name, module.target)
+    return Kernel(Loaded(module, ptx), name, module.target)

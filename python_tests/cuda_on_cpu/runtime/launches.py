@@ -51,7 +51,7 @@ def ptx_of(standin: ctypes.CDLL, module: int, arch: str) -> str:
 
 @functools.cache
 def _loaded(ptx: str) -> Loaded:
-    return Loaded(parse(ptx))
+    return Loaded(parse(ptx), ptx)
 
 
 @functools.cache
