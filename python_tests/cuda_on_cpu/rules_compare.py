@@ -45,15 +45,6 @@ NAMES = TYPES | {"b16": TYPES["u16"], "b32": TYPES["u32"], "b64": TYPES["u64"]}
 PAIRS = {"f16x2": TYPES["f16"], "bf16x2": TYPES["bf16"]}
 
 
-def narrowed(low: Lowering, operand: str, kind: str) -> int:
-    """A source of cvt, which may be in a wider register: its low part counts."""
-    if SIZES[kind] == 8 or SIZES.get(low.kind(operand)) != 8:
-        return low.value(operand, kind)
-    part = low.allocate("b32")
-    low.emit("unpack", [low.value(operand, "b64"), part, -1], 2, 32)
-    return part
-
-
 @rule("cvt", allow=f"{' '.join(ROUNDING)} ftz sat relu")
 def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     to, source = parts[-2], parts[-1]
@@ -63,9 +54,7 @@ def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     if to in PAIRS:
         registers = [low.value(operands[0], "b32"), *values(low, source, operands[1:])]
         return low.emit("cvt.pair", registers, PAIRS[to], NAMES[source], mode, flags)
-    if (SIZES[to] == 8) != (SIZES.get(low.kind(operands[0])) == 8):
-        raise low.unsupported(f"a result of {to} in another register")
-    registers = [low.value(operands[0], to), narrowed(low, operands[1], source)]
+    registers = [low.value(operands[0], to), low.value(operands[1], source)]
     low.emit("cvt", registers, NAMES[to], NAMES[source], mode, flags)
 
 

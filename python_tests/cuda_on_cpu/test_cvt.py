@@ -9,7 +9,6 @@ from fractions import Fraction
 import pytest
 import torch
 
-from cuda_on_cpu.errors import Unsupported
 from cuda_on_cpu.float_reference import (
     DTYPES,
     corners,
@@ -42,18 +41,6 @@ def test_integers(to, of):
     if low > bounds(of)[0] or high < bounds(of)[1]:
         got = run(f"cvt.sat.{to}.{of} d, a;", to, (of, a))
         assert got == [min(max(x, low), high) for x in a]
-
-
-@pytest.mark.parametrize("of", ["u8", "s8", "u16", "s16", "u32", "s32"])
-def test_a_source_in_a_wider_register(of):
-    """nvcc narrows a 64-bit integer so."""
-    a = random_bits(64, 64, seed=52)
-    assert run(f"cvt.s64.{of} d, a;", "s64", ("u64", a)) == typed(of, a)
-
-
-def test_a_result_in_a_wider_register_is_refused():
-    with pytest.raises(Unsupported, match="another register"):
-        run("cvt.u32.u64 d, a;", "u64", ("u64", [1]))
 
 
 @pytest.mark.parametrize("to", ["u8", "s8", "u16", "s16"])
