@@ -1,6 +1,6 @@
 """Backends under test, poisoned memory, and the rule by which floats are judged.
 
-``CAPMOE_REQUIRE=reference,cpu`` turns the skip of an absent backend into a failure.
+``CAPMOE_REQUIRE=reference,cpu,cuda-emulated`` turns the skip of an absent backend into a failure.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 import capmoe_kernels as cm
 from capmoe_kernels import reference
 from capmoe_kernels.bounds import select_rows
+from cuda_on_cpu.runtime import operators as emulated
 
 torch.set_num_threads(1)
 
@@ -71,6 +72,8 @@ class Backend:
         """A context; tests may give CPU tensors to any backend in it."""
         if self.name == "reference":
             return UseReference()
+        if self.name == "cuda-emulated":
+            return emulated.UseEmulatedCuda()
         return UseDevice(self.device) if self.name == "cuda" else nullcontext()
 
     def gate(
@@ -158,10 +161,12 @@ def why_absent(name: str) -> str | None:
         if state.serving.get("cuda") != "cuda":
             return state.absent.get("cuda", "cuda is served by the reference")
         return None if torch.cuda.is_available() else "there is no GPU"
+    if name == "cuda-emulated":
+        return emulated.why_absent()
     raise ValueError(f"no backend is called {name}")
 
 
-BACKENDS = ("reference", "cpu", "cuda")
+BACKENDS = ("reference", "cpu", "cuda", "cuda-emulated")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -55,7 +55,8 @@ def _loaded(ptx: str) -> Loaded:
 
 
 @functools.cache
-def _kernel(ptx: str, name: str, arch: str) -> Kernel:
+def runnable_kernel(ptx: str, name: str, arch: str) -> Kernel:
+    """A kernel with the limits of ``arch``; those of one module share its variables."""
     loaded = _loaded(ptx)
     target = loaded.module.target
     return Kernel(loaded, name, target if target.startswith(arch) else arch)
@@ -69,7 +70,7 @@ def static_facts(standin, module: int, name: str, with_registers: bool) -> dict[
     """The fields of KernelFacts; registers and local memory cost a run of ptxas."""
     arch = options().arch
     ptx = ptx_of(standin, module, arch)
-    kernel = _kernel(ptx, name, arch)
+    kernel = runnable_kernel(ptx, name, arch)
     registers, local = resources(ptx, arch)[name] if with_registers else (0, 0)
     bound = re.search(r"\.(?:maxntid|reqntid)\s+([\d, ]+)", kernel.entry.directives)
     threads = 1024
@@ -117,42 +118,56 @@ def check_shared(kernel: Kernel, dynamic: int, allowed: int) -> None:
 
 
 def launch(standin: ctypes.CDLL, request: Request) -> None:
-    """Runs the kernel and adds it to the records.
+    """Runs the kernel that a launcher asked for.
 
     Raises:
         EmulationError: what the emulator finds, or a launch that CUDA would refuse.
     """
-    now = options()
-    kernel = _kernel(ptx_of(standin, request.module, now.arch), request.name.decode(), now.arch)
-    grid, block, cluster = (
-        tuple(three) for three in (request.grid, request.block, request.cluster)
-    )
+    arch, name = options().arch, request.name.decode()
+    kernel = runnable_kernel(ptx_of(standin, request.module, arch), name, arch)
     check_shared(kernel, request.dynamic_shared, request.allowed_dynamic_shared)
+    run_kernel(
+        kernel,
+        tuple(request.grid),
+        tuple(request.block),
+        read_arguments(kernel, request.args),
+        request.dynamic_shared,
+        cluster=tuple(request.cluster),
+        cooperative=bool(request.cooperative),
+        buffers=current_buffers(standin),
+    )
+
+
+def run_kernel(
+    kernel: Kernel,
+    grid,
+    block,
+    args: list,
+    dynamic_shared: int,
+    *,
+    cluster=(1, 1, 1),
+    cooperative: bool = False,
+    buffers=(),
+) -> None:
+    """Runs a kernel with the current options and adds it to the records."""
     if cluster != (1, 1, 1):
         raise Unsupported(f"{kernel.name} launched with clusters of {cluster}")
+    now = options()
     # All blocks of a cooperative grid are there at once; they may wait for each other.
-    resident = grid[0] * grid[1] * grid[2] if request.cooperative else now.resident
+    resident = grid[0] * grid[1] * grid[2] if cooperative else now.resident
     report = kernel.launch(
         grid,
         block,
-        read_arguments(kernel, request.args),
-        request.dynamic_shared,
+        args,
+        dynamic_shared,
         seed=now.seed,
         resident=resident,
         max_steps=now.max_steps,
-        buffers=current_buffers(standin),
+        buffers=buffers,
     )
-    done = LaunchRecord(
-        short_name(kernel.name),
-        kernel.name,
-        grid,
-        block,
-        cluster,
-        request.dynamic_shared,
-        bool(request.cooperative),
-        report.counts,
-        report.warnings,
-    )
+    shape = (grid, block, cluster, dynamic_shared, cooperative)
+    name = short_name(kernel.name)
+    done = LaunchRecord(name, kernel.name, *shape, report.counts, report.warnings)
     for record in records():
         record.launches.append(done)
 

@@ -81,13 +81,28 @@ def compile_objects(commands: dict[Path, list[str]]) -> list[Path]:
     return list(wanted.values())
 
 
+def _link(command: list[str], name: str) -> None:
+    """Functions that nobody has written are named once each: the linker says it at length."""
+    try:
+        _run(command)
+    except RuntimeError as error:
+        missing = sorted(set(re.findall(r"undefined reference to `(.*)'", str(error))))
+        if not missing:
+            raise
+        raise RuntimeError("\n".join([f"{name} lacks", *missing])) from None
+
+
 def link(objects: list[Path], name: str, options: list[str]) -> Path:
-    """A shared library called ``name``, in a folder of its own."""
+    """A shared library called ``name``, in a folder of its own.
+
+    Raises:
+        RuntimeError: something is missing.
+    """
     key = _digest(" ".join(options).encode(), *(path.name.encode() for path in objects))
     library = CACHE / f"linked-{key}" / name
     if not library.exists():
         library.parent.mkdir(exist_ok=True)
         part = library.with_suffix(".part")
-        _run(["g++", "-shared", *map(str, objects), "-o", str(part), *options])
+        _link(["g++", "-shared", *map(str, objects), "-o", str(part), *options], name)
         part.replace(library)
     return library

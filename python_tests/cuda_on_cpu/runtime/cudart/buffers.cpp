@@ -16,6 +16,7 @@ struct Extent {
 
 std::mutex guard;
 std::map<uint64_t, Extent> memory, tensors;  // by address
+std::map<uint64_t, Extent> cut;              // tensors of which only the pieces, which are in `tensors`, may be touched
 
 uint64_t address_of(const void* pointer) { return reinterpret_cast<uint64_t>(pointer); }
 
@@ -84,7 +85,26 @@ int standin_add_tensor(uint64_t base, uint64_t bytes, int read_only) {
 
 void standin_drop_tensor(uint64_t base) {
   const std::lock_guard lock(guard);
-  tensors.erase(base);
+  const auto whole = cut.find(base);
+  if (whole == cut.end()) {
+    tensors.erase(base);
+    return;
+  }
+  tensors.erase(tensors.lower_bound(base), tensors.lower_bound(base + whole->second.size));
+  cut.erase(whole);
+}
+
+// For code that cuts one allocation into arrays: each is exact, and what lies between them is nobody's.
+void standin_add_piece(const void* piece, uint64_t bytes) {
+  const std::lock_guard lock(guard);
+  const uint64_t base = address_of(piece);
+  if (!find(cut, base)) {
+    const Extent* whole = find(tensors, base);
+    if (!whole) return;
+    cut[whole->base] = *whole;
+    tensors.erase(whole->base);
+  }
+  if (bytes) tensors[base] = {base, bytes, 0, 0};
 }
 
 // Copies at most `room` of them and says how many there are.
