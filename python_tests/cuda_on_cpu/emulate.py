@@ -21,6 +21,7 @@ class Report:
 
     counts: dict[str, int]
     warnings: list[str] = field(default_factory=list)
+    output: list[str] = field(default_factory=list)  # of printf, one text for each call of a thread
 
 
 class Loaded:
@@ -135,10 +136,13 @@ class Kernel:
             ctypes.byref(counts),
             ctypes.byref(fault),
         )
+        output = core().emu_take_output().decode(errors="replace").split("\x1e")[:-1]
         if fault.kind:
             where = self._where(fault.inst, tuple(fault.block), fault.thread, block)
-            raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
-        report = Report({name: getattr(counts, name) for name in COUNTS})
+            error = BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
+            error.output = output
+            raise error
+        report = Report({name: getattr(counts, name) for name in COUNTS}, output=output)
         for line in core().emu_warnings().decode().splitlines():
             inst, place, thread, text = line.split("\t")
             at = tuple(int(i) for i in place.split(","))
