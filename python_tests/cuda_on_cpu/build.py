@@ -58,6 +58,7 @@ def core() -> ctypes.CDLL:
             _build(compiler, sources, library)
     loaded = ctypes.CDLL(str(library))
     loaded.emu_warnings.restype = ctypes.c_char_p
+    loaded.emu_take_output.restype = ctypes.c_char_p
     return loaded
 
 

@@ -26,6 +26,7 @@ class Report:
     warnings: list[Finding] = field(default_factory=list)
     executed: dict[int, int] = field(default_factory=dict)  # warp instructions by PTX line
     classes: dict[str, int] = field(default_factory=dict)  # and by class, see classes.py
+    output: list[str] = field(default_factory=list)  # of printf, one text for each call of a thread
 
 
 class Loaded:
@@ -171,10 +172,13 @@ class Kernel:
             ctypes.byref(counts),
             ctypes.byref(fault),
         )
+        output = core().emu_take_output().decode(errors="replace").split("\x1e")[:-1]
         if fault.kind:
             where = self._where(fault.inst, tuple(fault.block), fault.thread, block)
-            raise BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
-        report = Report({name: getattr(counts, name) for name in COUNTS})
+            error = BY_KIND[fault.kind](self._with_lines(fault.text.decode()) + where)
+            error.output = output
+            raise error
+        report = Report({name: getattr(counts, name) for name in COUNTS}, output=output)
         report.executed, report.classes = by_line(self.lowering.instructions, executed)
         for line in core().emu_warnings().decode().splitlines():
             inst, place, thread, kind, text = line.split("\t")

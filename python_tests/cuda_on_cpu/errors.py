@@ -6,6 +6,8 @@ from __future__ import annotations
 class EmulationError(RuntimeError):
     """Something that a GPU would do wrong, or silently; names block, thread and line."""
 
+    output: tuple[str, ...] | list[str] = ()  # what printf had written until then
+
 
 class OutOfBounds(EmulationError):
     pass

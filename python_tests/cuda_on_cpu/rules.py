@@ -83,10 +83,14 @@ def float_modes(parts: list[str]) -> list[int]:
 @rule(
     *("add", "sub", "mul", "div", "min", "max", "abs", "neg"),
     allow="lo hi wide cc sat",
-    floats="rn rz rm rp ftz sat NaN full approx",
+    floats="rn rz rm rp ftz sat NaN full approx xorsign abs",
 )
 def arithmetic(low: Lowering, parts: list[str], operands: list[str]) -> None:
     root, kind = parts[0], parts[-1]
+    if len(operands) != (2 if root in ("abs", "neg") else 3):
+        raise low.unsupported(f"{len(operands)} operands")
+    if "xorsign" in parts or "abs" in parts[1:]:
+        return magnitude(low, parts, operands)
     if kind in FLOATS:
         return low.emit(f"{root}.{kind}", values(low, kind, operands), *float_modes(parts))
     if "cc" in parts:
@@ -99,6 +103,15 @@ def arithmetic(low: Lowering, parts: list[str], operands: list[str]) -> None:
         root += ".hi" if "hi" in parts else ".lo"
     name = f"{root}.sat.{kind}" if "sat" in parts else f"{root}.{integer_type(kind)}"
     low.emit(name, values(low, kind, operands))
+
+
+def magnitude(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    root, kind = parts[0], parts[-1]
+    modes = [part for part in parts[1:-1] if part not in ("ftz", "NaN")]
+    if modes != ["xorsign", "abs"] or root not in ("min", "max") or kind == "f64":
+        raise low.unsupported("modifiers")
+    flags = ["ftz" in parts, "NaN" in parts, root == "max"]
+    low.emit(f"xorsign.{kind}", values(low, kind, operands), *flags)
 
 
 @rule("addc", "subc", allow="cc")
@@ -212,8 +225,14 @@ def prmt(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("prmt", values(low, "b32", operands), mode)
 
 
-@rule("lop3")
+@rule("lop3", allow="and or")
 def lop3(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if parts[1] in ("and", "or"):
+        q = operands[5]
+        registers = [*pair(low, operands[0]), *values(low, "b32", operands[1:4])]
+        registers.append(low.value(q.lstrip("!"), "pred"))
+        table = int(operands[4], 0)
+        return low.emit("lop3.predicate", registers, table, parts[1] == "and", q.startswith("!"))
     low.emit("lop3", values(low, "b32", operands[:4]), int(operands[4], 0))
 
 
@@ -225,6 +244,34 @@ def shf(low: Lowering, parts: list[str], operands: list[str]) -> None:
 @rule("dp4a")
 def dp4a(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("dp4a", values(low, "b32", operands), parts[1] == "s32", parts[2] == "s32")
+
+
+@rule("dp2a", allow="lo hi")
+def dp2a(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    signs = [part == "s32" for part in parts[2:]]
+    low.emit("dp2a", values(low, "b32", operands), *signs, ("lo", "hi").index(parts[1]))
+
+
+@rule("mul24", "mad24", allow="lo hi sat")
+def mad24(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    saturates = "sat" in parts
+    if parts[-1] not in ("s32", "u32") or (saturates and parts != ["mad24", "hi", "sat", "s32"]):
+        raise low.unsupported("types or modifiers")
+    registers = values(low, "b32", [*operands, "0"] if parts[0] == "mul24" else operands)
+    if len(registers) != 4:
+        raise low.unsupported("operands")
+    low.emit("mad24", registers, parts[-1] == "s32", ("lo", "hi").index(parts[1]), saturates)
+
+
+@rule("fns")
+def fns(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    low.emit("fns", values(low, "b32", operands))
+
+
+@rule("szext", allow="clamp wrap")
+def szext(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    clamps = ("wrap", "clamp").index(parts[1])
+    low.emit("szext", values(low, "b32", operands), parts[2] == "s32", clamps)
 
 
 @rule("selp")
@@ -246,4 +293,5 @@ from . import (  # noqa: E402  (they add their rules)
     rules_memory,  # noqa: F401
     rules_warp,  # noqa: F401
     rules_wgmma,  # noqa: F401
+    rules_wmma,  # noqa: F401
 )

@@ -31,6 +31,8 @@ def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
     results = low.split(operands[0][1:-1]) if operands[0].startswith("(") else []
     rest = operands[1:] if operands[0].startswith("(") else operands
     name = rest[0]
+    if name in SYSTEM_CALLS and name not in low.module.functions:
+        return system_call(low, name, results, low.split(rest[1][1:-1]))
     target = low.module.functions.get(name)
     if target is None or target.is_entry:
         raise low.unsupported(f"call of {name}")
@@ -44,6 +46,16 @@ def call(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("bra", [], target=Target("function", name))
     for variable, formal, given in zip(target.results, outs, results, strict=True):
         copy(low, low.find_memory(given)[1], formal, variable.size)
+
+
+SYSTEM_CALLS = {"vprintf": 2, "__assertfail": 5}  # and how many parameters they take
+
+
+def system_call(low: Lowering, name: str, results: list[str], actual: list[str]) -> None:
+    if len(actual) != SYSTEM_CALLS[name]:
+        raise low.unsupported(f"{len(actual)} parameters of {name}")
+    places = [low.find_memory(given)[1] for given in [*actual, *results]]
+    low.emit(name, [], *places, *[-1] * (3 - len(places)))
 
 
 def copy(low: Lowering, to: int, source: int, size: int) -> None:

@@ -65,10 +65,12 @@ ATOMICS = {
 }
 
 
-@rule("atom", "red", allow=f"{PLACE} {' '.join(ATOMICS)} noftz")
+@rule("atom", "red", allow=f"{PLACE} {' '.join(ATOMICS)} noftz v2 v4 v8")
 def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    kind = parts[-1]
+    kind = next(part for part in reversed(parts) if part in SIZES)
     operation = next(part for part in parts[1:] if part in ATOMICS)
+    if any(part in VECTORS for part in parts):
+        return atomic_vector(low, parts, operands, kind)
     if kind in FLOATS and operation != "add" and (kind, operation) != ("f32", "exch"):
         raise low.unsupported(f"{operation} of {kind}")
     if parts[0] == "red":
@@ -87,6 +89,30 @@ def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
         wide | order_flags(parts),
         ATOMICS[operation],
     )
+
+
+VECTORS = {"v2": 2, "v4": 4, "v8": 8}
+
+
+def atomic_vector(low: Lowering, parts: list[str], operands: list[str], kind: str) -> None:
+    """Each element is an atomic of its own; the vector is aligned to its size."""
+    if parts[0] == "red":
+        operands = ["", *operands]
+    count = next(VECTORS[part] for part in parts if part in VECTORS)
+    kinds = ("f32", "f16", "bf16", "f16x2", "bf16x2")
+    olds, memory, news = operands[0], *operands[1:3]
+    if kind not in kinds or "add" not in parts or count * SIZES[kind] > 16 or "global" not in parts:
+        raise low.unsupported(f"a vector of {count} {kind}")
+    elements = low.split(news[1:-1])
+    old = low.split(olds[1:-1]) if olds else ["_"] * count
+    if len(elements) != count or len(old) != count:
+        raise low.unsupported(f"elements: {count} are declared")
+    register, offset, wide, _ = low.address(memory)
+    low.emit("check.vector", [register], GLOBAL, SIZES[kind], count, offset, wide)
+    for i, (before, value) in enumerate(zip(old, elements, strict=True)):
+        registers = [low.value(before, kind), register, low.value(value, kind)]
+        at = offset + i * SIZES[kind]
+        low.emit(f"atom.{kind}", registers, GLOBAL, SIZES[kind], 1, at, wide, ATOMICS["add"])
 
 
 WINDOWS = {

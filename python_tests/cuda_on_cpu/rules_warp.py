@@ -129,6 +129,10 @@ def mma(low: Lowering, parts: list[str], operands: list[str]) -> None:
         raise low.unsupported("shape or types")
     if b not in mixed:
         raise low.unsupported(f"{a} times {b}")
+    bits = 4 if a in NIBBLES else 8 if a in (*INTEGERS, *FLOAT8) else 32 if a == "tf32" else 16
+    counts = [2 if d == "f16" else 4, k * bits // 64, k * bits // 128, 2 if d == "f16" else 4]
+    if [len(vector) for vector in registers] != counts:
+        raise low.unsupported(f"registers: it takes {counts}")
     if len(parts) != 10 or (saturate and d != "s32"):
         raise low.unsupported("modifiers")
     flat = [r for vector in registers for r in values(low, "b32", vector)]

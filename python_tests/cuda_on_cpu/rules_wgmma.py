@@ -26,7 +26,8 @@ TYPES_OF_D = {
 }
 DEPTHS = {"f16": 16, "bf16": 16, "tf32": 8} | dict.fromkeys((*FLOAT8, *INTEGERS), 32)
 SHAPES = [f"m64n{n}k{k}" for n in range(8, 257, 8) for k in (8, 16, 32)]
-FROM_REGISTERS, TRANSPOSE_A, TRANSPOSE_B, NEGATE_A, NEGATE_B, SATURATE = (1 << i for i in range(6))
+FROM_REGISTERS, TRANSPOSE_A, TRANSPOSE_B, NEGATE_A, NEGATE_B = (1 << i for i in range(5))
+SATURATE, SCALE_NEGATED = 32, 64
 
 
 @rule(
@@ -45,8 +46,8 @@ def wgmma(low: Lowering, parts: list[str], operands: list[str]) -> None:
     if len(parts) != 4:
         raise low.unsupported("modifiers")
     left = int(operands[0], 0) if name == "wgmma.wait_group" else 0
-    if not 0 <= left <= 7:
-        raise low.unsupported(f"{left} groups: at most 7")
+    if left < 0:
+        raise low.unsupported(f"{left} groups")
     emit_sync(low, name, [], ALIGNED, left)
 
 
@@ -78,7 +79,8 @@ def multiply(low: Lowering, parts: list[str], operands: list[str]) -> None:
     registers = values(low, "b32", accumulators)
     registers += values(low, "b32" if from_registers else "b64", fragments)
     registers.append(low.value(operands[2], "b64"))
-    registers.append(low.value({"true": "1", "false": "0"}.get(operands[3], operands[3]), "pred"))
+    registers.append(low.value(operands[3].lstrip("!"), "pred"))
+    flags |= SCALE_NEGATED if operands[3].startswith("!") else 0
     flags |= operand_flags(low, a, operands[4:], from_registers)
     emit_sync(low, "wgmma.mma", registers, ALIGNED, n, TYPES[a], TYPES[b], TYPES[d], flags)
 

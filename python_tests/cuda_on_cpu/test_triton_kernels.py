@@ -91,6 +91,36 @@ def test_matmul(sm, shape, tiles, dtype, seed):
     assert report.counts["tensor_flops"] == 2 * grid * block_m * block_n * padded_depth
 
 
+# Pointers' types, how close, and the PTX that it becomes.
+WARPGROUP_TYPES = {
+    "fp8e4nv": (torch.float8_e4m3fn, 1e-5, "m64n64k32.f32.e4m3.e4m3"),
+    "fp8e5": (torch.float8_e5m2, 1e-5, "m64n64k32.f32.e5m2.e5m2"),
+    "fp32": (torch.float32, 2e-2, "m64n64k8.f32.tf32.tf32"),
+    "i8": (torch.int8, 0, "m64n64k32.s32.s8.s8"),
+    "bf16": (torch.bfloat16, 1e-5, "m64n64k16.f32.bf16.bf16"),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("block_m", "num_warps"), [(64, 4), (128, 4), (128, 8)])
+@pytest.mark.parametrize("short", WARPGROUP_TYPES)
+def test_warpgroup_matmul(short, block_m, num_warps, seed):
+    dtype, close, instruction = WARPGROUP_TYPES[short]
+    rows, columns, depth = 144, 80, 160
+    out = torch.int32 if short == "i8" else torch.float32
+    signature = f"a:*{short} b:*{short} c:*{'i32' if short == 'i8' else 'fp32'} "
+    signature += "rows:i32 columns:i32 depth:i32"
+    fn = tk.integer_matmul if short == "i8" else tk.matmul
+    tile = {"block_m": block_m, "block_n": 64, "block_k": 64, "group": 2}
+    kernel = tk.compile_for(90, fn, signature, "a b c rows columns depth", num_warps, **tile)
+    assert instruction in kernel.ptx
+    a, b = ((4 * random(*s)).to(dtype) for s in ((rows, depth), (depth, columns)))
+    c = torch.full((rows, columns), -1, dtype=out)
+    grid = -(-rows // block_m) * -(-columns // 64)
+    launch(kernel, grid, Const(a), Const(b), c, rows, columns, depth, seed=seed)
+    torch.testing.assert_close(c, (a.double() @ b.double()).to(out), rtol=close, atol=16 * close)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -104,7 +104,7 @@ def swap(ptx, old, new):
         (NARROW[0], "mma_async.sync.aligned", "mma_async"),
         (NARROW[0], "{d0, d1,", "{d0,"),
         (NARROW[0], ".target sm_90a", ".target sm_90"),
-        (NARROW[0], "wait_group.sync.aligned 0", "wait_group.sync.aligned 8"),
+        (NARROW[0], ", q, 1", ", true, 1"),
         (("f32", "tf32", "tf32"), "q, 1, 1;", "q, 1, 1, 0, 1;"),
         (INTEGERS[0], ".s32.s8.s8", ".s32.b1.b1.and.popc"),
         (FLOAT8[0], "m64n16k32", "m64n16k32.satfinite"),
@@ -116,17 +116,18 @@ def test_what_ptx_does_not_have_is_refused(types, old, new):
         emulate(ptx)
 
 
-def test_integers_have_no_n_of_40():
-    with pytest.raises(Unsupported, match="N of 40"):
-        emulate(make_case(40, INTEGERS[0]).ptx())
+@pytest.mark.parametrize("n", [40, 56, 72, 248])
+def test_integers_have_fewer_widths(n):
+    with pytest.raises(Unsupported, match=f"N of {n}"):
+        emulate(make_case(n, INTEGERS[0]).ptx())
 
 
-def test_scale_d_may_be_a_literal():
-    case = make_case(16, NARROW[0], scale="0")
-    ptx = swap(case.ptx(), ", q, 1", ", 0, 1")
-    assert torch.equal(multiply(case, ptx=ptx), expected(case))
-    case = make_case(16, NARROW[0])
-    ptx = swap(case.ptx(), ", q, 1", ", true, 1")
+@pytest.mark.parametrize(("scale", "operand"), [("0", "0"), ("1", "1"), ("1", "!q"), ("0", "!q")])
+def test_scale_d_may_be_a_literal_or_negated(scale, operand):
+    case = make_case(16, NARROW[0], scale=scale)
+    ptx = swap(case.ptx(), ", q, 1", f", {operand}, 1")
+    if operand == "!q":
+        case.scale = "0" if scale == "1" else "1"
     assert torch.equal(multiply(case, ptx=ptx), expected(case))
 
 

@@ -83,6 +83,29 @@ def matmul(
 
 
 @triton.jit
+def integer_matmul(
+    a, b, c, rows, columns, depth,
+    block_m: tl.constexpr, block_n: tl.constexpr, block_k: tl.constexpr, group: tl.constexpr,
+):  # fmt: skip
+    tiles_n = tl.cdiv(columns, block_n)
+    m = tl.program_id(0) // tiles_n * block_m + tl.arange(0, block_m)
+    n = tl.program_id(0) % tiles_n * block_n + tl.arange(0, block_n)
+    k = tl.arange(0, block_k)
+    left = a + m[:, None] * depth + k[None, :]
+    right = b + k[:, None] * columns + n[None, :]
+    total = tl.zeros((block_m, block_n), dtype=tl.int32)
+    for start in range(0, depth, block_k):
+        inside = start + k < depth
+        x = tl.load(left, mask=(m[:, None] < rows) & inside[None, :], other=0)
+        y = tl.load(right, mask=inside[:, None] & (n[None, :] < columns), other=0)
+        total = tl.dot(x, y, total, out_dtype=tl.int32)
+        left += block_k
+        right += block_k * columns
+    mask = (m[:, None] < rows) & (n[None, :] < columns)
+    tl.store(c + m[:, None] * columns + n[None, :], total, mask=mask)
+
+
+@triton.jit
 def attention(
     q, k, v, out, length, scale,
     causal: tl.constexpr, width: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,

@@ -166,7 +166,7 @@ def kernel(n, types, a, b, *, scale="1", negate=(1, 1), option="", kernel_name="
     load = "\n".join(f"ld.global.b32 d{i}, [c+{4 * i}];" for i in range(registers))
     save = "\n".join(f"st.global.b32 [x+{4 * i}], d{i};" for i in range(registers))
     return f"""
-.version 8.0
+.version 8.4
 .target sm_90a
 .address_size 64
 .extern .shared .align 1024 .b8 memory[];

@@ -18,7 +18,7 @@ uint32_t encode_float8(float x, int type, bool relu) {
   const int bits = f.precision - 1, exponent = y == 0 ? 0 : std::max(ilogbl(y), f.min_exponent);
   const auto significand = static_cast<uint32_t>(ldexpl(fabsl(y), bits - exponent));
   if (y == 0 || significand < 1u << bits) return sign | (y == 0 ? 0 : significand);
-  return sign | static_cast<uint32_t>(exponent - f.min_exponent) << bits | significand;
+  return sign | ((static_cast<uint32_t>(exponent - f.min_exponent) << bits) + significand);  // with the hidden bit
 }
 
 // imm: [0] the 8-bit type, [1] relu. Operands: d, the upper, the lower.

@@ -156,6 +156,16 @@ uint32_t bfloat_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(
 uint16_t half_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, true) & 0xffff; }
 uint16_t bfloat_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, false) & 0xffff; }
 
+// Before a vector of atomics, each of which is one of its own. imm: as ld's.
+void check_vector(Warp& w, const Inst& i, uint32_t mask) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const uint64_t address = has(mask, lane) ? address_of(w, i, operands(w, i)[0], lane) : 0;
+    if (address % (i.imm[1] * i.imm[2]) == 0) continue;
+    fault(kMisaligned, lane, "a vector of %lld bytes at 0x%llx is not aligned to its size",
+          static_cast<long long>(i.imm[1] * i.imm[2]), static_cast<unsigned long long>(address));
+  }
+}
+
 // imm: [0] what is added to make a window's address generic, or taken away.
 void cvta(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
@@ -186,7 +196,7 @@ const bool registered = [] {
   add("atom.f64", atom<double, float_function<double>>);
   add("atom.f16x2", atom<uint32_t, half_pair>), add("atom.bf16x2", atom<uint32_t, bfloat_pair>);
   add("atom.f16", atom<uint16_t, half_one>), add("atom.bf16", atom<uint16_t, bfloat_one>);
-  add("cvta", cvta), add("isspacep", isspacep);
+  add("cvta", cvta), add("isspacep", isspacep), add("check.vector", check_vector);
   add("nop", [](Warp&, const Inst&, uint32_t) {});
   return true;
 }();

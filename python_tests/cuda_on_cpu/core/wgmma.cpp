@@ -136,13 +136,13 @@ uint64_t same_in_all(Warp& first, int32_t offset, const char* what) {
   return value;
 }
 
-bool scale(Warp& first, int32_t offset) {
+bool scale(Warp& first, const Inst& i, int32_t offset) {
   const uint32_t value = predicate(first, offset);
   for (int v = 0; v < kGroupWarps; ++v) {
     const uint32_t own = predicate(first.block->warps[first.index + v], offset);
     if (own != value || (own != 0 && own != ~0u)) fault(kInvalid, 0, "the threads give different scale-d");
   }
-  return value != 0;
+  return (value != 0) != ((i.imm[4] & kScaleNegated) != 0);
 }
 
 // Run by the first of the four warps, for all of them.
@@ -159,7 +159,7 @@ void issue(Warp& first, const Inst& i, uint32_t) {
            g.committed,
            0,
            same_in_all(first, rest[from_registers ? 4 : 1], "descriptors of B"),
-           scale(first, rest[from_registers ? 5 : 2]),
+           scale(first, i, rest[from_registers ? 5 : 2]),
            {},
            {}};
   const auto read = [&](uint64_t descriptor, bool mn_major, int size, int type, auto warps) {

@@ -16,7 +16,15 @@ constexpr int kGroupWarps = 4;
 constexpr int kGranule = 16;  // bytes of shared memory that lie together in every layout of an operand
 
 // imm[4] of wgmma.mma.
-enum WgmmaFlag { kFromRegisters = 1, kTransposeA = 2, kTransposeB = 4, kNegateA = 8, kNegateB = 16, kSaturate = 32 };
+enum WgmmaFlag {
+  kFromRegisters = 1,
+  kTransposeA = 2,
+  kTransposeB = 4,
+  kNegateA = 8,
+  kNegateB = 16,
+  kSaturate = 32,
+  kScaleNegated = 64
+};
 
 // A wgmma.mma_async that has been issued and has not landed.
 struct Wgmma {
