@@ -76,6 +76,7 @@ def _check_graph(case: Case) -> None:
     """A replay on memory that something else has used gives the same bits."""
     eager = call(case, "moe")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call(case, "moe")
     torch.cuda.current_stream().wait_stream(stream)

@@ -31,6 +31,7 @@ def median_us(run: Call, calls: int, seconds: float) -> float:
 def graph_us(calls: Sequence[Call], seconds: float) -> float:
     """Median microseconds of a call; the calls, one after the other, are one CUDA graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:
             call()

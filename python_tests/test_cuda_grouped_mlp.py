@@ -63,6 +63,7 @@ def compiled(dtype, tile):
     )
     arch = "sm_90a" if tile == "Warpgroup" else "sm_80"
     ptx = compile_cuda(source, arch=arch, flags=(f"-I{SOURCES}",))
+    ptx = re.sub(r"griddepcontrol\.\w+;", "", ptx)  # launches do not overlap here
     name = re.search(r"\.entry (\w*grouped_gemm\w*)", ptx)[1]
     return emulate(ptx, name), emulate(ptx, "sizes")
 
@@ -230,7 +231,7 @@ class Layer:
 
 
 # "Warpgroup" is for sm_90a and 16-bit elements, the others for sm_80.
-TILES = ["Few", "Some", "Many", "Most", "Warpgroup", "Unaligned"]
+TILES = ["Few", "Some", "Many", "Warpgroup", "Unaligned"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EVERY = [
@@ -244,7 +245,6 @@ SAMPLE_COUNTS = {
     "Few": [3, 0, 20, 0, 1, 16],
     "Some": [3, 0, 67, 0, 1, 32],
     "Many": [5, 0, 130, 0],
-    "Most": [5, 0, 130, 0],
     "Warpgroup": [5, 0, 130, 0],
     "Unaligned": [3, 0, 67, 0],
 }
@@ -277,7 +277,7 @@ def test_activations_far_out(dtype, activation):
 def test_tails(dtype, hidden, inner):
     """Sizes that are no whole tile, nor, for the last three, whole chunks of 16 bytes."""
     aligned = hidden % 8 == 0 and inner % 8 == 0
-    for tile in ["Few", "Some", "Most"] if aligned else ["Unaligned"]:
+    for tile in ["Few", "Some", "Many"] if aligned else ["Unaligned"]:
         for i, gating in enumerate(GATINGS):
             Layer.make(dtype, [5, 0, 18], hidden, inner, "silu", gating, bias=i == 1).check(tile)
 
@@ -354,9 +354,7 @@ def up_counts(dtype, tile, rows, hidden, inner, grid=1):
     return run_gemm(tile, *arguments, grid=grid)[1].counts
 
 
-@pytest.mark.parametrize(
-    ("tile", "limit"), [("Many", 2.6), ("Most", 2.5), ("Some", 4.0), ("Warpgroup", 1.0)]
-)
+@pytest.mark.parametrize(("tile", "limit"), [("Many", 2.6), ("Some", 4.0), ("Warpgroup", 1.0)])
 def test_main_loop(tile, limit):
     """Per stage: instructions of a warp per HMMA, no bank conflict, and no byte twice."""
     shape = shape_of(torch.bfloat16, tile, 1)

@@ -1,4 +1,4 @@
-"""The compiled CUDA kernels against the table in bench/, without a GPU; and the floors' arithmetic."""
+"""The compiled CUDA kernels against the table in bench/, without a GPU; what floors are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,12 @@
 // What each op accepts: one check per op, the same words on every backend.
 #pragma once
 
+#include <cstdint>
+#include <initializer_list>
 #include <limits>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "tensor.h"
 

@@ -2,7 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
 #include "../options.h"
 #include "checks.h"

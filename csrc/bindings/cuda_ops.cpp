@@ -3,12 +3,12 @@
 // Values live on the device, so they are not looked at here: the kernels skip indices that are out of range.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "../cuda/kernels.h"
 #include "checks.h"
 #include "configs.h"
+#include "cuda_layer.h"
 #include "cuda_stream.h"
 #include "tensor.h"
 #include "workspace.h"
@@ -23,14 +23,6 @@
 
 namespace capmoe {
 namespace {
-
-template <class F>
-void dispatch_float(const Tensor& tensor, F&& body) {
-  const ScalarType dtype = tensor.scalar_type();
-  if (dtype == ScalarType::Float) return body(float{});
-  if (dtype == ScalarType::BFloat16) return body(__nv_bfloat16{});
-  body(__half{});
-}
 
 std::tuple<Tensor, Tensor, Tensor> gate(const Tensor& router_logits, const MaybeTensor& selection_bias, int64_t top_k,
                                         Strings scoring, Strings renormalize, double scaling, int64_t num_groups,
@@ -164,41 +156,23 @@ Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const Maybe
                     expand_priority, max_experts_per_token, reroute_rounds, experts_per_budget, seed,
                     kept_weight_sum_of(renormalize, scaling), "packed", 1, num_rows);
   const GroupedMlp mlp = mlp_config(down_proj, activation, layout);
-
   const DeviceGuard guard(hidden_states);
-  const Tensor x = dense(hidden_states), logits = dense(router_logits);
-  const Tensor up = dense(gate_up_proj), down = dense(down_proj);
-  const MaybeTensor bias = dense(selection_bias), up_bias = dense(gate_up_bias), out_bias = dense(down_bias);
-  const MaybeTensor mask = dense(token_mask), priority = dense(token_priority);
+  const LayerCall call{dense(hidden_states),
+                       dense(router_logits),
+                       dense(gate_up_proj),
+                       dense(down_proj),
+                       dense(selection_bias),
+                       dense(token_mask),
+                       dense(token_priority),
+                       dense(gate_up_bias),
+                       dense(down_bias),
+                       gate,
+                       select,
+                       mlp};
+  const Tensor& x = call.hidden_states;
   Tensor out = new_tensor(x, {gate.tokens, mlp.hidden}, x.scalar_type());
   if (gate.tokens == 0) return out;
-  const cudaStream_t stream = current_stream(x);
-
-  const auto route = [&](const auto& layer) {
-    const Candidates& all = layer.candidates;
-    dispatch_float(logits, [&](auto type) {
-      const auto* from = read<decltype(type)>(logits);
-      if (cuda::route_fits(gate, select)) {
-        return cuda::route(from, read<float>(bias), gate, read<bool>(mask), read<int64_t>(priority), select,
-                           layer.selection, stream);
-      }
-      cuda::gate(from, read<float>(bias), gate, all.expert_ids, all.weights, all.scores, &layer.select.marks, stream);
-      cuda::select(all.expert_ids, all.weights, all.scores, read<bool>(mask), read<int64_t>(priority), select,
-                   layer.select.marks, layer.select.scratch, layer.selection, stream);
-    });
-  };
-  dispatch_float(x, [&](auto type) {
-    using T = decltype(type);
-    const Workspace<Layer<T>> workspace(x, gate, select, mlp);
-    const Layer<T>& layer = workspace.pieces;
-    const Selection& chosen = layer.selection;
-    route(layer);
-    cuda::grouped_mlp(read<T>(x), chosen.row_tokens, read<T>(up), read<T>(up_bias), read<T>(down), read<T>(out_bias),
-                      chosen.expert_offsets, chosen.tokens_per_expert, select.rows,
-                      std::min(select.rows, gate.tokens * gate.columns), mlp, layer.hidden_rows, layer.y, stream);
-    cuda::combine(layer.y, chosen.rows, chosen.weights, gate.tokens, gate.columns, select.rows, mlp.hidden,
-                  write<T>(out), stream);
-  });
+  dispatch_float(x, [&](auto type) { run_layer(call, write<decltype(type)>(out)); });
   return out;
 }
 

@@ -1,6 +1,9 @@
 // One allocation for everything that lives as long as a call.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+
 #include "../cuda/kernels.h"
 #include "tensor.h"
 

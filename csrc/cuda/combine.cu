@@ -1,4 +1,7 @@
 // combine: threads own columns of a token and walk its rows, in the order of its candidates.
+#include <cstddef>
+#include <cstdint>
+
 #include "common.cuh"
 #include "kernels.h"
 

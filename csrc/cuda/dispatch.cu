@@ -1,4 +1,7 @@
 // dispatch: a warp copies a row, in the widest words that the rows' alignment allows.
+#include <cstddef>
+#include <cstdint>
+
 #include "common.cuh"
 #include "kernels.h"
 

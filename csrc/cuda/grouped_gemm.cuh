@@ -56,7 +56,12 @@ class Loader {
     const int thread = thread_index();
     column_ = thread % Tile::kChunks * Tile::kChunk;
     to_ = shared + Tile::offset(thread / Tile::kChunks, thread % Tile::kChunks);
-    begin();
+    const bool any = piece_ < pieces_.count();
+    const Piece piece = any ? pieces_[piece_] : Piece();
+    if (any) begin_weights(piece);
+    if (any && column_ == 0) prefetch_weights();
+    wait_for_earlier_launches();  // which write the rows
+    if (any) begin_rows(piece);
   }
 
   // Into the stage that lies `stage` bytes into shared memory.
@@ -85,10 +90,15 @@ class Loader {
  private:
   __device__ void begin() {
     if (piece_ >= pieces_.count()) return;
+    const Piece piece = pieces_[piece_];
+    begin_weights(piece);
+    begin_rows(piece);
+  }
+
+  __device__ void begin_weights(const Piece& piece) {
     k_ = 0;
     live_ = 0;
-    const Piece piece = pieces_[piece_];
-    const int first = thread_index() / Tile::kChunks;  // of this thread's rows, of rows and of weights
+    const int first = thread_index() / Tile::kChunks;  // of this thread's rows
     const WeightRows map(product_);
     const int64_t depth = product_.depth;
     const int64_t expert_row = static_cast<int64_t>(piece.expert) * product_.columns * (map.gated ? 2 : 1);
@@ -99,14 +109,29 @@ class Loader {
       const bool live = piece.column + map.column(first + i * Tile::kPass) < product_.columns;
       live_ |= static_cast<uint32_t>(live) << (Tile::kRowPasses + i);
     }
+  }
+
+  __device__ void begin_rows(const Piece& piece) {
+    const int first = thread_index() / Tile::kChunks;
 #pragma unroll
     for (int i = 0; i < Tile::kRowPasses; ++i) {
       const int row = first + i * Tile::kPass;
       rows_[i] = product_.in;
       if (row >= piece.rows) continue;
       const int64_t from = product_.row_tokens ? product_.row_tokens[piece.row + row] : piece.row + row;
-      rows_[i] += from * depth + column_;
+      rows_[i] += from * product_.depth + column_;
       live_ |= 1u << i;
+    }
+  }
+
+  // To the L2 cache, 128 bytes of a row at a time: what the first stages will ask for.
+  __device__ void prefetch_weights() const {
+    constexpr int kStep = 128 / sizeof(T);
+    const int end = min(product_.depth, (Tile::kStages - 1) * Tile::kDepth);
+#pragma unroll
+    for (int i = 0; i < Tile::kWeightPasses; ++i) {
+      if (!(live_ >> (Tile::kRowPasses + i) & 1)) continue;
+      for (int k = 0; k < end; k += kStep) prefetch_l2(weights_ + i * weights_pass_ + k);
     }
   }
 
@@ -232,6 +257,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   extern __shared__ __align__(1024) char shared[];
   const GroupedGemm<T> product{in,  row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
                                out, num_experts, depth,   columns, gating,         activation};
+  let_next_launch_begin();
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
   auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
   list_experts<Tile::kWarps>(expert_offsets, tokens_per_expert, num_experts, Tile::kRows, experts);

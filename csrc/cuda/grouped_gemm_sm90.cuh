@@ -13,7 +13,7 @@ using WarpgroupTile = Tile<T, 128, 256, 64, 4, 16, 256, 1>;
 
 template <class T, class Tile>
 struct WarpgroupSums {
-  static_assert(Tile::kRowBytes == 128 && Tile::kWarpWeights == 256 && Tile::kWeights == 256);
+  static_assert(Tile::kWarpWeights == 256 && Tile::kWeights == 256 && Tile::kStageBytes % 1024 == 0);
 
   float sums[32][4];
 
@@ -21,8 +21,8 @@ struct WarpgroupSums {
 
   // Begins to add a stage; first_row: the warpgroup's.
   __device__ void add(uint32_t stage, int first_row) {
-    const uint64_t rows = wgmma_operand(stage + first_row * Tile::kRowBytes);
-    const uint64_t weights = wgmma_operand(stage + Tile::kRows * Tile::kRowBytes);
+    const uint64_t rows = wgmma_operand<Tile::kRowBytes>(stage + first_row * Tile::kRowBytes);
+    const uint64_t weights = wgmma_operand<Tile::kRowBytes>(stage + Tile::kRows * Tile::kRowBytes);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Tile::kDepth / 16; ++step) wgmma<T>(sums, rows + step * 2, weights + step * 2);
@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   extern __shared__ __align__(1024) char shared[];
   const GroupedGemm<T> product{in,  row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
                                out, num_experts, depth,   columns, gating,         activation};
+  let_next_launch_begin();
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
   auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
   list_experts<Tile::kWarps>(expert_offsets, tokens_per_expert, num_experts, Tile::kRows, experts);

@@ -52,7 +52,6 @@ struct Tiles {  // by how many rows an expert is expected to have: rows, weights
   using Few = Tile<T, 16, 64, 64, 8, 16, 16, 2>;
   using Some = Tile<T, 64, 128, 64, 4, 32, 32, 2>;
   using Many = Tile<T, 128, 128, 32, 4, 64, 64, 2>;
-  using Most = Tile<T, 128, 256, 32, 4, 64, 64, 1>;
   using Unaligned = Tile<T, 64, 128, 64, 2, 32, 32, 1>;
 };
 
@@ -61,7 +60,6 @@ struct Tiles<float> {
   using Few = Tile<float, 16, 64, 32, 8, 16, 16, 2>;
   using Some = Tile<float, 64, 128, 16, 4, 32, 32, 2>;
   using Many = Tile<float, 128, 128, 16, 4, 32, 64, 1>;
-  using Most = Many;
   using Unaligned = Tile<float, 64, 128, 16, 2, 32, 32, 2>;
 };
 

@@ -12,7 +12,7 @@ namespace {
 struct Device {
   int id = -1, multiprocessors = 0;
   int shared_bytes = 0, block_shared_bytes = 0;  // of a multiprocessor, and the most of it that a block may take
-  bool warpgroups = false;
+  bool warpgroups = false, overlaps = false;
 };
 
 // Whether this device runs the sm_90a kernels: others' builds have an empty one in their place, which needs no
@@ -33,12 +33,14 @@ const Device& current_device() {
     const auto ask = [&](int* value, cudaDeviceAttr attribute) {
       check_cuda(cudaDeviceGetAttribute(value, attribute, id), "grouped_mlp");
     };
-    int major = 0;
+    int major = 0, driver = 0;
     ask(&device.multiprocessors, cudaDevAttrMultiProcessorCount);
     ask(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
     ask(&device.block_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     ask(&major, cudaDevAttrComputeCapabilityMajor);
+    check_cuda(cudaDriverGetVersion(&driver), "grouped_mlp");
     device.warpgroups = has_warpgroups(major);
+    device.overlaps = major >= 9 && driver >= 12030;  // from then on in graphs, too
     device.id = id;
   }
   return device;
@@ -49,8 +51,10 @@ int shared_bytes(int num_experts) {
   return Tile::kFixedBytes + Pieces::bytes(num_experts, Tile::kWarps);
 }
 
+// overlaps_last: it may begin, and ask for weights, while the launch before it ends. That one must have waited for all
+// that this one reads beside its rows.
 template <class Tile, class T, class Kernel>
-void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStream_t stream) {
+void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, bool overlaps_last, cudaStream_t stream) {
   constexpr int kReserved = 1024;  // what every block takes of shared memory for the system
   const int bytes = shared_bytes<Tile>(product.num_experts);
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "grouped_mlp");
@@ -62,15 +66,21 @@ void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStre
   const int64_t row_blocks = rows / Tile::kRows + std::min<int64_t>(rows, product.num_experts);
   const int64_t pieces = row_blocks * ceil_div(product.columns, columns);
   const int grid = static_cast<int>(std::min<int64_t>(pieces, int64_t{resident} * device.multiprocessors));
-  kernel<<<grid, Tile::kThreads, bytes, stream>>>(
-      product.in, product.row_tokens, product.weights, product.bias, product.expert_offsets, product.tokens_per_expert,
-      product.out, product.num_experts, product.depth, product.columns, product.gating, product.activation);
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(Tile::kThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = overlaps_last && device.overlaps ? 1 : 0;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, product.in, product.row_tokens, product.weights, product.bias,
+                                product.expert_offsets, product.tokens_per_expert, product.out, product.num_experts,
+                                product.depth, product.columns, product.gating, product.activation),
+             "grouped_mlp");
   check_cuda(cudaGetLastError(), "grouped_mlp");
-}
-
-template <class T, class Tile, bool kAligned = true>
-void launch(const GroupedGemm<T>& product, int64_t rows, cudaStream_t stream) {
-  launch<Tile>(grouped_gemm_kernel<T, Tile, kAligned>, product, rows, stream);
 }
 
 template <class T>
@@ -82,20 +92,27 @@ bool aligned(const GroupedGemm<T>& product) {
 }
 
 template <class T>
-void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_expert, cudaStream_t stream) {
+void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_expert, bool overlaps_last,
+                  cudaStream_t stream) {
   using Table = Tiles<T>;
-  if (!aligned(product)) return launch<T, typename Table::Unaligned, false>(product, rows, stream);
-  if (rows_per_expert <= 8) return launch<T, typename Table::Few>(product, rows, stream);
-  if (rows_per_expert <= 96) return launch<T, typename Table::Some>(product, rows, stream);
+  const auto with = [&](auto tile, auto kernel) {
+    launch<decltype(tile)>(kernel, product, rows, overlaps_last, stream);
+  };
+  using Few = typename Table::Few;
+  using Some = typename Table::Some;
+  using Many = typename Table::Many;
+  using Unaligned = typename Table::Unaligned;
+  if (!aligned(product)) return with(Unaligned(), grouped_gemm_kernel<T, Unaligned, false>);
+  if (rows_per_expert < 24) return with(Few(), grouped_gemm_kernel<T, Few, true>);
   if constexpr (sizeof(T) == 2) {
     using Warpgroup = WarpgroupTile<T>;
     const Device& device = current_device();
     if (device.warpgroups && shared_bytes<Warpgroup>(product.num_experts) <= device.block_shared_bytes) {
-      return launch<Warpgroup>(grouped_gemm_sm90_kernel<T, Warpgroup>, product, rows, stream);
+      return with(Warpgroup(), grouped_gemm_sm90_kernel<T, Warpgroup>);
     }
   }
-  if (rows_per_expert <= 192) return launch<T, typename Table::Many>(product, rows, stream);
-  launch<T, typename Table::Most>(product, rows, stream);
+  if (rows_per_expert < 64) return with(Some(), grouped_gemm_kernel<T, Some, true>);
+  with(Many(), grouped_gemm_kernel<T, Many, true>);
 }
 
 }  // namespace
@@ -115,10 +132,10 @@ void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, c
   const GroupedGemm<T> up{
       x,           row_tokens, gate_up_proj, gate_up_bias, expert_offsets, tokens_per_expert,
       hidden_rows, experts,    hidden,       intermediate, gating,         static_cast<int>(config.activation)};
-  grouped_gemm(up, rows, rows_per_expert, stream);
+  grouped_gemm(up, rows, rows_per_expert, false, stream);
   const GroupedGemm<T> down{hidden_rows, nullptr, down_proj,    down_bias, expert_offsets, tokens_per_expert,
                             y,           experts, intermediate, hidden,    Gating::none,   kNoActivation};
-  grouped_gemm(down, rows, rows_per_expert, stream);
+  grouped_gemm(down, rows, rows_per_expert, true, stream);
 }
 
 #define CAPMOE_GROUPED_MLP(T)                                                                                 \

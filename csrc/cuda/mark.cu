@@ -1,4 +1,5 @@
-// Who asks for whom, for a caller's own top-k: bits by expert, built in shared memory for a few words of tokens at once.
+// Who asks for whom, for a caller's own top-k: bits by expert, built in shared memory for a few words of tokens at
+// once.
 #include <algorithm>
 
 #include "common.cuh"

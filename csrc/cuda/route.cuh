@@ -15,18 +15,23 @@ __host__ __device__ inline int take_words(int& end, int64_t count) {
   return start;
 }
 
-// Where things lie in dynamic shared memory, in words of four bytes.
-struct RouteMemory {
-  int ids, weights, scores;      // [T, K]
-  int asks, top, slots, keys;    // as in Marks and SelectProblem
-  int mask, counters, offsets;
-  int lists, bins, partial;      // as in TeamMemory
-  int gate, gate_words;          // [warps][gate_words]
-  int words;
+// What the host works out: where things lie in dynamic shared memory, in words of four bytes, and a few numbers.
+struct RoutePlan {
+  int ids, weights, scores;     // [T, K]
+  int asks, top, slots, keys;   // as in Marks and SelectProblem
+  int mask, counters, offsets;  // offsets [E + 1]
+  int lists, bins, partial;     // as in TeamMemory
+  int gate, gate_words;         // [warps][gate_words]
+  int words;                    // in all
+  int capacity;                 // of all T tokens; where it is exceeded, select decides
+  bool general;                 // select decides in any case
 
-  __host__ __device__ RouteMemory(const Select& select, int warps, int64_t gate_bytes) {
+  __host__ __device__ RoutePlan(const Select& select, bool masked, int warps, int64_t gate_bytes) {
     const int64_t tokens = select.tokens, row_words = (tokens + 31) / 32, pairs = tokens * select.columns;
-    const bool bounded = capacity_of(select, tokens) < tokens;
+    capacity = static_cast<int>(capacity_of(select, tokens));
+    const bool bounded = capacity < tokens;
+    general =
+        select.reroute_rounds > 1 || select.max_per_token < select.columns || (bounded && (masked || select.unit > 1));
     words = 0;
     ids = take_words(words, pairs);
     weights = take_words(words, pairs);
@@ -46,81 +51,182 @@ struct RouteMemory {
   }
 };
 
-// A column of the gate, into the block's candidates and marks.
-struct RouteColumn {
+// The block's candidates and who asks, all in shared memory.
+struct RouteState {
   const Select& select;
-  const Marks& marks;
-  int32_t* ids;
-  float *weights, *scores;
+  const RoutePlan& at;
+  uint32_t* memory;
+  const bool* token_mask;
+  const int64_t* token_priority;
+  const Selection& out;
+  int tokens, columns, experts, row_words;
+
+  __device__ RouteState(const Select& select, const RoutePlan& at, uint32_t* memory, const bool* token_mask,
+                        const int64_t* token_priority, const Selection& out)
+      : select(select),
+        at(at),
+        memory(memory),
+        token_mask(token_mask),
+        token_priority(token_priority),
+        out(out),
+        tokens(static_cast<int>(select.tokens)),
+        columns(static_cast<int>(select.columns)),
+        experts(static_cast<int>(select.num_experts)),
+        row_words((tokens + 31) / 32) {}
+
+  __device__ int32_t* ids() const { return reinterpret_cast<int32_t*>(memory) + at.ids; }
+  __device__ float* weights() const { return reinterpret_cast<float*>(memory) + at.weights; }
+  __device__ float* scores() const { return reinterpret_cast<float*>(memory) + at.scores; }
+  __device__ int* offsets() const { return reinterpret_cast<int*>(memory) + at.offsets; }
+  __device__ uint32_t* asks() const { return memory + at.asks; }
+  __device__ uint32_t* top() const { return at.top == at.slots ? nullptr : memory + at.top; }
+  __device__ uint32_t* keys() const { return at.keys == at.mask ? nullptr : memory + at.keys; }
+};
+
+// A column of the gate, among the candidates and marks; padding has none.
+struct RouteColumn {
+  const RouteState& state;
   int first_token;  // of the warp's rows
 
   __device__ __forceinline__ void operator()(int row, int column, int expert, float weight, float score) const {
-    const int token = first_token + row, tokens = static_cast<int>(select.tokens);
-    const int at = token * static_cast<int>(select.columns) + column;
-    ids[at] = expert;
-    weights[at] = weight;
-    scores[at] = score;
-    if (expert >= select.num_experts) return;
-    const int word = expert * ((tokens + 31) / 32) + token / 32;
-    atomicOr(&marks.asks[word], 1u << (token % 32));
-    if (marks.top != nullptr && column < select.top_k) atomicOr(&marks.top[word], 1u << (token % 32));
-    if (marks.keys != nullptr) marks.keys[expert * tokens + token] = order_key(score);
+    const int token = first_token + row, pair = token * state.columns + column;
+    if (state.token_mask != nullptr && !state.token_mask[token]) expert = state.experts;
+    state.ids()[pair] = expert;
+    state.weights()[pair] = weight;
+    state.scores()[pair] = score;
+    if (expert >= state.experts) return;
+    const int word = expert * state.row_words + token / 32;
+    const uint32_t bit = 1u << (token % 32);
+    atomicOr(state.asks() + word, bit);
+    if (state.top() != nullptr && column < state.select.top_k) atomicOr(state.top() + word, bit);
+    if (state.keys() != nullptr) state.keys()[expert * state.tokens + token] = order_key(score);
   }
 };
 
-// Fills `problem` and clears the marks.
-__device__ inline void start_route(SelectProblem<int32_t>* problem, const RouteMemory& at, uint32_t* memory,
-                                   const bool* token_mask, const int64_t* token_priority, const Select& select,
-                                   const Selection& out) {
-  for (int i = at.asks + threadIdx.x; i < at.slots; i += blockDim.x) memory[i] = 0;
-  if (threadIdx.x < kSelectCounters) memory[at.counters + threadIdx.x] = 0;
-  if (threadIdx.x == 0) {
-    const Marks marks{memory + at.asks, at.top == at.slots ? nullptr : memory + at.top,
-                      at.keys == at.mask ? nullptr : memory + at.keys, memory + at.counters, false};
-    auto* floats = reinterpret_cast<float*>(memory);
-    *problem = select_problem(reinterpret_cast<int32_t*>(memory) + at.ids, floats + at.weights, floats + at.scores,
-                              token_mask, token_priority, select, marks,
-                              reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, out);
-  }
-  __syncthreads();
+// No marks, and no row has a token yet.
+__device__ inline void clear_route(const RouteState& state) {
+  for (int i = state.at.asks + threadIdx.x; i < state.at.slots; i += blockDim.x) state.memory[i] = 0;
+  if (threadIdx.x < kSelectCounters) state.memory[state.at.counters + threadIdx.x] = 0;
+  for (int row = threadIdx.x; row < state.select.rows; row += blockDim.x) state.out.row_tokens[row] = -1;
 }
 
-// One copy serves every gate: `problem` lies in shared memory.
+// Counts and offsets, by a warp, as if everyone stayed; true where a capacity is exceeded.
+__device__ inline bool count_experts(const RouteState& state) {
+  const int each = (state.experts + 31) / 32, first = lane_id() * each, last = min(first + each, state.experts);
+  const int align = static_cast<int>(state.select.row_alignment), padded = static_cast<int>(state.select.padded_rows);
+  int own = 0, most = 0;
+  for (int expert = first; expert < last; ++expert) {
+    int count = 0, demand = 0;
+    for (int i = expert * state.row_words; i < (expert + 1) * state.row_words; ++i) {
+      const uint32_t asks = state.asks()[i];
+      count += __popc(asks);
+      demand += __popc(state.top() == nullptr ? asks : asks & state.top()[i]);
+    }
+    state.out.tokens_per_expert[expert] = count;
+    state.out.demand_per_expert[expert] = demand;
+    state.offsets()[expert] = own;
+    own += padded >= 0 ? padded : align == 1 ? count : (count + align - 1) / align * align;
+    most = max(most, count);
+  }
+  const int through = warp_inclusive_scan(own);
+  for (int expert = first; expert < last; ++expert) {
+    const int offset = state.offsets()[expert] + through - own;
+    state.offsets()[expert] = offset;
+    state.out.expert_offsets[expert] = offset;
+  }
+  if (lane_id() == 31) state.out.expert_offsets[state.experts] = through;
+  return __any_sync(kWholeWarp, most > state.at.capacity);
+}
+
+// Rescales a token's weights to kept_weight_sum.
+__device__ inline void rescale(const RouteState& state, int token) {
+  float* weights = state.weights() + token * state.columns;
+  double sum = 0;  // in double, so that the order of addition does not show in float
+  for (int j = 0; j < state.columns; ++j) sum += weights[j];
+  const float total = static_cast<float>(fmax(sum, 1e-20));
+  for (int j = 0; j < state.columns; ++j) weights[j] = weights[j] / total * state.select.kept_weight_sum;
+}
+
+// Every pair's outputs where everyone stays.
+__device__ inline void keep_all(const RouteState& state) {
+  if (state.select.kept_weight_sum >= 0) {
+    for (int i = threadIdx.x; i < state.tokens * state.columns; i += blockDim.x) {
+      if (state.ids()[i] == state.experts) state.weights()[i] = 0.0f;
+    }
+    __syncthreads();
+    for (int token = threadIdx.x; token < state.tokens; token += blockDim.x) rescale(state, token);
+    __syncthreads();
+  }
+  // i / columns is __umulhi(i, inverse): both are small.
+  const unsigned inverse = state.columns > 1 ? 0xffffffffu / state.columns + 1 : 0;
+  for (int i = threadIdx.x; i < state.tokens * state.columns; i += blockDim.x) {
+    const int token = state.columns > 1 ? static_cast<int>(__umulhi(i, inverse)) : i;
+    const int expert = state.ids()[i];
+    const bool used = expert < state.experts;
+    int row = -1;
+    if (used) {
+      const uint32_t* asks = state.asks() + expert * state.row_words;
+      row = state.offsets()[expert] + __popc(asks[token / 32] & ((1u << (token % 32)) - 1));
+      for (int word = 0; word < token / 32; ++word) row += __popc(asks[word]);
+      if (row < state.select.rows) state.out.row_tokens[row] = token;
+    }
+    state.out.expert_ids[i] = expert;
+    state.out.weights[i] = used ? state.weights()[i] : 0.0f;
+    state.out.rows[i] = row;
+  }
+}
+
+// One copy of select serves every gate: its arguments lie in shared memory.
 __device__ __noinline__ void select_in_block(const SelectProblem<int32_t>& problem, const TeamMemory& memory,
                                              int* offsets) {
   select_tokens<1>(problem, memory, offsets);
 }
 
-template <class T, class Layout, bool kByScore>
-__device__ void route_tokens(const T* logits, const float* bias, const Gate& gate, const bool* token_mask,
-                             const int64_t* token_priority, const Select& select, const Selection& out) {
-  extern __shared__ uint4 route_memory[];
+__device__ __forceinline__ void decide_in_block(const RouteState& state) {
   __shared__ SelectProblem<int32_t> problem;
   __shared__ TeamMemory teams;
-  auto* memory = reinterpret_cast<uint32_t*>(route_memory);
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, tokens = static_cast<int>(select.tokens);
-  const RouteMemory at(select, warps, gate_scratch_bytes<Layout>(gate));
+  uint32_t* memory = state.memory;
+  const RoutePlan& at = state.at;
   if (threadIdx.x == 0) {
-    teams = {memory + at.bins, memory + at.lists, tokens, reinterpret_cast<int*>(memory) + at.partial};
-  }
-  start_route(&problem, at, memory, token_mask, token_priority, select, out);
-  auto* floats = reinterpret_cast<float*>(memory);
-  for (int first = warp * Layout::kRows; first < tokens; first += warps * Layout::kRows) {
-    const RouteColumn write{select,  problem.marks,       reinterpret_cast<int32_t*>(memory) + at.ids,
-                            floats + at.weights, floats + at.scores, first};
-    gate_rows<T, Layout, kByScore>(logits + int64_t{first} * gate.num_experts, bias, gate,
-                                   min(Layout::kRows, tokens - first), memory + at.gate + warp * at.gate_words, write);
+    const Marks marks{state.asks(), state.top(), state.keys(), memory + at.counters, false};
+    problem = select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
+                             state.token_mask, state.token_priority, state.select, marks,
+                             reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out);
+    teams = {memory + at.bins, memory + at.lists, state.tokens, reinterpret_cast<int*>(memory) + at.partial};
   }
   __syncthreads();
-  select_in_block(problem, teams, reinterpret_cast<int*>(memory) + at.offsets);
+  select_in_block(problem, teams, state.offsets());
 }
 
 template <class T, class Layout, bool kByScore>
-__global__ void __launch_bounds__(32 * kRouteWarps)
+__device__ __forceinline__ void route_tokens(const T* logits, const float* bias, const Gate& gate,
+                                             const RouteState& state) {
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  clear_route(state);
+  __syncthreads();
+  for (int first = warp * Layout::kRows; first < state.tokens; first += warps * Layout::kRows) {
+    gate_rows<T, Layout, kByScore>(
+        logits + int64_t{first} * state.experts, bias, gate, min(Layout::kRows, state.tokens - first),
+        state.memory + state.at.gate + warp * state.at.gate_words, RouteColumn{state, first});
+  }
+  __syncthreads();
+  bool decides = state.at.general;
+  if (!decides) decides = __syncthreads_or(threadIdx.x < 32 && count_experts(state));
+  if (decides) {
+    decide_in_block(state);
+  } else {
+    keep_all(state);
+  }
+}
+
+template <class T, class Layout, bool kByScore>
+__global__ void __launch_bounds__(32 * kRouteWarps, 1)
     route_kernel(const T* logits, const float* bias, const __grid_constant__ Gate gate, const bool* token_mask,
                  const int64_t* token_priority, const __grid_constant__ Select select,
-                 const __grid_constant__ Selection out) {
-  route_tokens<T, Layout, kByScore>(logits, bias, gate, token_mask, token_priority, select, out);
+                 const __grid_constant__ Selection out, const __grid_constant__ RoutePlan plan) {
+  extern __shared__ uint4 route_memory[];
+  const RouteState state(select, plan, reinterpret_cast<uint32_t*>(route_memory), token_mask, token_priority, out);
+  route_tokens<T, Layout, kByScore>(logits, bias, gate, state);
 }
 
 }  // namespace capmoe::cuda

@@ -10,9 +10,7 @@ constexpr size_t align_up(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 int64_t words_of(const Select& config) { return ceil_div(config.tokens, 32); }
 
-size_t slot_bytes(const Select& config) {
-  return align_up(sizeof(SlotWord) * config.num_experts * words_of(config));
-}
+size_t slot_bytes(const Select& config) { return align_up(sizeof(SlotWord) * config.num_experts * words_of(config)); }
 
 constexpr int kTeamWarps = 4;
 
@@ -55,7 +53,8 @@ void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
   int64_t blocks = useful_blocks(problem.config, kWarps);
   if (blocks > 1) {
     int resident = 0;
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, select_threads(kWarps), shared), "select");
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, select_threads(kWarps), shared),
+               "select");
     blocks = std::min<int64_t>(blocks, int64_t{resident} * multiprocessors());
   }
   void* arguments[] = {const_cast<SelectProblem<Id>*>(&problem)};
@@ -79,8 +78,8 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
   if (config.tokens * config.columns > INT32_MAX / 2) throw std::runtime_error("select: too many pairs");
   auto* slots = static_cast<SlotWord*>(scratch);
   auto* mask_words = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + slot_bytes(config));
-  const auto problem = select_problem(ids, weights, scores, token_mask, token_priority, config, marks, slots, mask_words,
-                                      out);
+  const auto problem =
+      select_problem(ids, weights, scores, token_mask, token_priority, config, marks, slots, mask_words, out);
   if (by_warp(config)) {
     launch<Id, 1>(problem, stream);
   } else {

@@ -25,7 +25,8 @@ __device__ __forceinline__ void load_words(const uint32_t* row, int start, int w
   for (int i = 0; i < kWords; ++i) out[i] = start + i < words ? row[start + i] : 0;
 }
 
-__device__ __forceinline__ void store_slots(SlotWord* row, int start, int words, const uint32_t (&kept)[4], int before) {
+__device__ __forceinline__ void store_slots(SlotWord* row, int start, int words, const uint32_t (&kept)[4],
+                                            int before) {
   SlotWord all[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -83,7 +84,8 @@ __device__ RowCounts number_row(const Problem& problem, int expert, int lanes, b
     total += __shfl_sync(kWholeWarp, through, lanes - 1, lanes);
     if (first_time && problem.marks.top != nullptr) {
       load_words(problem.marks.top + row, start, expert < 0 ? 0 : words, top);
-      demand += __popc(asks[0] & top[0]) + __popc(asks[1] & top[1]) + __popc(asks[2] & top[2]) + __popc(asks[3] & top[3]);
+      demand +=
+          __popc(asks[0] & top[0]) + __popc(asks[1] & top[1]) + __popc(asks[2] & top[2]) + __popc(asks[3] & top[3]);
     }
   }
   if (problem.marks.top == nullptr) return {total, total};

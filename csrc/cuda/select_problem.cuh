@@ -61,10 +61,23 @@ __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float*
   const uintptr_t places = reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(weights) |
                            reinterpret_cast<uintptr_t>(out.expert_ids) | reinterpret_cast<uintptr_t>(out.weights) |
                            reinterpret_cast<uintptr_t>(out.rows);
-  return {ids,        weights, scores, token_mask, token_priority,
-          config,     marks,   slots,  mask_words, out,
-          tokens,     static_cast<int>(config.columns), experts, (tokens + 31) / 32, static_cast<int>(config.unit),
-          static_cast<int>(config.rows), config.columns % 4 == 0 && places % 16 == 0};
+  return {ids,
+          weights,
+          scores,
+          token_mask,
+          token_priority,
+          config,
+          marks,
+          slots,
+          mask_words,
+          out,
+          tokens,
+          static_cast<int>(config.columns),
+          experts,
+          (tokens + 31) / 32,
+          static_cast<int>(config.unit),
+          static_cast<int>(config.rows),
+          config.columns % 4 == 0 && places % 16 == 0};
 }
 
 // Slots of Marks::counters.

@@ -26,10 +26,11 @@ __device__ void read_mask(const Problem& problem) {
   if (lane == 0 && real > 0) atomicAdd(&problem.marks.counters[kRealTokens], real);
 }
 
-// Token Reroute: a token that holds fewer than top_k asks the best experts it has not asked. out.rows says which it has.
+// Token Reroute: a token that holds fewer than top_k asks the best experts it has not asked. out.rows says which it
+// has.
 template <class Problem>
 __device__ bool ask_on(const Problem& problem, int token, bool first_round) {
-    int wanted = static_cast<int>(problem.config.top_k);
+  int wanted = static_cast<int>(problem.config.top_k);
   int32_t* asked = problem.out.rows + problem.pair(token, 0);
   for (int j = 0; j < problem.columns; ++j) {
     if (first_round) {

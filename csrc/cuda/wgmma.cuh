@@ -20,10 +20,13 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// Rows of 128 bytes, eight of them to a swizzled kilobyte that begins at a multiple of 1024: how wgmma is told of them.
+// How wgmma is told of rows of kRowBytes, swizzled as Tile::offset() does from a multiple of 1024 bytes on.
+template <int kRowBytes>
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
-  return kSwizzle128 | kEightRows | (address & 0x3FFFF) >> 4;
+  static_assert(kRowBytes == 64 || kRowBytes == 128);
+  constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62,
+                     kEightRows = uint64_t{8 * kRowBytes >> 4} << 32;
+  return kSwizzle | kEightRows | (address & 0x3FFFF) >> 4;
 }
 
 #define CAPMOE_FOUR(s, g) "+f"(s[g][0]), "+f"(s[g][1]), "+f"(s[g][2]), "+f"(s[g][3])

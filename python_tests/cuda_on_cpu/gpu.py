@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 
 import torch
 
@@ -81,7 +82,8 @@ class Module:
         cuda = driver()
         assert cuda is not None
         self.cuda, self.handle = cuda, ctypes.c_void_p()
-        check(cuda, cuda.cuModuleLoadData(ctypes.byref(self.handle), ptx.encode() + b"\0"))
+        text = re.sub(r"(?m)^\s*\.(loc|file)\b.*$", "", ptx)  # of no use there
+        check(cuda, cuda.cuModuleLoadData(ctypes.byref(self.handle), text.encode() + b"\0"))
 
     def function(self, name: str, dynamic_shared: int) -> ctypes.c_void_p:
         out = ctypes.c_void_p()
