@@ -6,6 +6,7 @@ import ctypes
 import re
 from dataclasses import dataclass, field
 
+from . import occupancy
 from .arguments import pack
 from .build import core
 from .classes import by_line
@@ -101,12 +102,21 @@ class Kernel:
         return lambda *args, **options: self.launch(grid, block, args, shared, **options)
 
     def launch(
-        self, grid, block, args, dynamic_shared=0, *, seed=0, resident=16, max_steps=200_000_000
+        self,
+        grid,
+        block,
+        args,
+        dynamic_shared=0,
+        *,
+        seed=0,
+        resident=16,
+        max_steps=200_000_000,
+        check_registers=False,
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
-        ``resident``: blocks in flight.
+        ``resident``: blocks in flight. ``check_registers``: asks ptxas whether they suffice.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
         check_limits(
@@ -117,6 +127,10 @@ class Kernel:
             self.lowering.static_shared,
             dynamic_shared,
         )
+        if check_registers:
+            occupancy.check_registers(
+                self.loaded.ptx, self.name, self.target, block[0] * block[1] * block[2]
+            )
         params, buffers = self._arguments(args)
         array = (Buffer * max(len(buffers), 1))(*buffers)
         launch = Launch(
