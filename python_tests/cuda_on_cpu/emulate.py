@@ -7,7 +7,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 
-from . import gpu
+from . import gpu, occupancy
 from .arguments import pack
 from .build import core
 from .classes import by_line
@@ -119,14 +119,19 @@ class Kernel:
         max_steps=200_000_000,
         buffers=(),
         on_gpu: gpu.Agreement = True,
+        check_registers=False,
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
         ``resident``: blocks in flight. ``buffers``: memory that it may touch beside its tensors.
+        ``check_registers``: asks ptxas whether they suffice.
         ``on_gpu``: how it must agree with a GPU, where there is one: see ``gpu.Agreement``.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
+        if check_registers:
+            threads = block[0] * block[1] * block[2]
+            occupancy.check_registers(self.loaded.ptx, self.name, self.target, threads)
         memory = self._arguments(args)
         twin = None
         if on_gpu and not buffers and gpu.runs(self.target):  # other memory is not known there

@@ -9,30 +9,45 @@ from .errors import BadLaunch, Unsupported
 
 
 class Limits(NamedTuple):
-    """What one block may have. Shared memory in bytes, static plus dynamic."""
+    """What one block may have, and what a multiprocessor has for all. Shared memory in bytes,
+    static plus dynamic; each block costs ``reserved_shared`` on top."""
 
     shared: int
+    shared_per_multiprocessor: int
+    threads_per_multiprocessor: int
+    blocks_per_multiprocessor: int
+    reserved_shared: int = 1024
+    shared_unit: int = 128
     static_shared: int = 48 * 1024
     threads: int = 1024
+    registers: int = 64 * 1024  # of a multiprocessor, and of a block
+    registers_per_thread: int = 255
 
 
 # CUDA C++ programming guide, technical specifications per compute capability.
 LIMITS = {
-    "sm_75": Limits(64 * 1024),
-    "sm_80": Limits(163 * 1024),
-    "sm_86": Limits(99 * 1024),
-    "sm_89": Limits(99 * 1024),
-    "sm_90": Limits(227 * 1024),
-    "sm_100": Limits(227 * 1024),
-    "sm_120": Limits(99 * 1024),
+    "sm_75": Limits(64 * 1024, 64 * 1024, 1024, 16, reserved_shared=0, shared_unit=256),
+    "sm_80": Limits(163 * 1024, 164 * 1024, 2048, 32),
+    "sm_86": Limits(99 * 1024, 100 * 1024, 1536, 16),
+    "sm_87": Limits(163 * 1024, 164 * 1024, 1536, 16),
+    "sm_89": Limits(99 * 1024, 100 * 1024, 1536, 24),
+    "sm_90": Limits(227 * 1024, 228 * 1024, 2048, 32),
+    "sm_100": Limits(227 * 1024, 228 * 1024, 2048, 32),
+    "sm_120": Limits(99 * 1024, 100 * 1024, 1536, 24),
 }
+
+
+def limits_of(target: str) -> Limits:
+    """Of "sm_80", "sm_90a" and so on."""
+    limits = LIMITS.get(target.rstrip("af"))
+    if limits is None:
+        raise Unsupported(f"the limits of {target} are not known")
+    return limits
 
 
 def check_limits(target, directives, grid, block, static, dynamic_shared) -> None:
     """Raises BadLaunch for a launch that the architecture, or the kernel's own bounds, forbid."""
-    limits = LIMITS.get(target.rstrip("af"))
-    if limits is None:
-        raise Unsupported(f"the limits of {target} are not known")
+    limits = limits_of(target)
     threads = block[0] * block[1] * block[2]
     if not 0 < threads <= limits.threads or min(block) < 1 or block[2] > 64:
         raise BadLaunch(f"a block of {block} threads; at most {limits.threads}, 64 in z")

@@ -37,3 +37,28 @@ def test_gemm(kind, shape, seed):
         assert call(function, Const(a), Const(b), d, m, n, k) == 0
     assert torch.equal(d.double(), expected)
     assert record.counts["tensor_flops"] >= 2 * m * n * k
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_grouped_gemm(seed):
+    """Ragged experts, one without a token, by fewer blocks than there are tiles."""
+    counts, n, k = (70, 0, 64, 3), 136, 72
+    a, b = nk.normal(sum(counts), k), nk.normal(len(counts), n, k)
+    a, b = a.bfloat16(), b.bfloat16()
+    d = nk.unwritten(sum(counts), n, dtype=torch.bfloat16)
+    firsts = [sum(counts[:e]) for e in range(len(counts))]
+    problems = torch.tensor([[count, n, k] for count in counts], dtype=torch.int32)
+    places = [
+        torch.tensor([matrix[first].data_ptr() for first in rows])
+        for matrix, rows in ((a, firsts), (b, range(len(counts))), (d, firsts))
+    ]
+    strides = [torch.full((len(counts),), length) for length in (k, k, n)]
+    function = library("cutlass_grouped", "80", INCLUDE).gemm_grouped
+    held = [Const(a), Const(b), d]
+    with runtime.device_memory(*held), runtime.recording(seed=seed) as record:
+        lists = map(Const, (*places, *strides))
+        assert call(function, Const(problems), len(counts), 3, *lists) == 0
+    assert record.launches[0].grid == (3, 1, 1)
+    groups = a.double().split(list(counts))
+    expected = torch.cat([group @ b[e].double().T for e, group in enumerate(groups)])
+    torch.testing.assert_close(d.double(), expected, rtol=1e-2, atol=1e-2)

@@ -1,4 +1,4 @@
-"""Modifiers in orders that the manual does not show, that ptxas takes, and that CUB and CUTLASS use."""
+"""Orders of modifiers that the manual does not show, ptxas takes, and CUB and CUTLASS use."""
 
 from __future__ import annotations
 
