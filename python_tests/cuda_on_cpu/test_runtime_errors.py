@@ -16,7 +16,7 @@ from cuda_on_cpu.runtime.images import choose, runs_on
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
 SEEDS = range(4)
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, DEFAULT = 1, 2, 3, 4
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -146,6 +146,23 @@ def test_copies_are_checked():
             launchers.raw("copy_bytes", to, source, ctypes.c_size_t(size), direction)
     with pytest.raises(errors.OutOfBounds, match="16 bytes at offset 0 of a variable of 12"):
         call("write_beyond_a_symbol", torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("to_device", "from_device", "kind", "waits"),
+    [
+        *[(True, False, HOST_TO_DEVICE, True), (False, True, DEVICE_TO_HOST, True)],
+        *[(True, True, DEVICE_TO_DEVICE, False), (True, True, DEFAULT, False)],
+        *[(False, True, DEFAULT, True), (True, False, DEFAULT, True)],
+    ],
+)
+def test_which_copies_the_host_waits_for(to_device, from_device, kind, waits):
+    to, source = torch.zeros(4), torch.ones(4)
+    device = [x for x, there in ((to, to_device), (source, from_device)) if there]
+    with runtime.recording() as record, runtime.device_memory(*device):
+        launchers.raw("copy_bytes", to, source, ctypes.c_size_t(16), kind)
+    assert to.eq(1).all()
+    assert record.synchronisations == ["cudaMemcpy"] * waits
 
 
 @pytest.mark.parametrize(

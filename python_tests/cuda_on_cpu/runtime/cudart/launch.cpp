@@ -88,13 +88,20 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   bool cooperative = false;
   for (unsigned k = 0; k < config->numAttrs; ++k) {
     const cudaLaunchAttribute& one = config->attrs[k];
-    if (one.id == cudaLaunchAttributeClusterDimension) {
-      cluster = {one.val.clusterDim.x, one.val.clusterDim.y, one.val.clusterDim.z};
-    } else if (one.id == cudaLaunchAttributeCooperative) {
-      cooperative = one.val.cooperative;
-    } else if (one.id != cudaLaunchAttributeProgrammaticStreamSerialization &&  // launches never overlap here
-               one.id != cudaLaunchAttributePriority && one.id != cudaLaunchAttributeIgnore) {
-      return unsupported(("cudaLaunchKernelExC with attribute " + std::to_string(one.id)).c_str());
+    switch (one.id) {
+      case cudaLaunchAttributeClusterDimension:
+        cluster = {one.val.clusterDim.x, one.val.clusterDim.y, one.val.clusterDim.z};
+        break;
+      case cudaLaunchAttributeCooperative:
+        cooperative = one.val.cooperative;
+        break;
+      case cudaLaunchAttributeIgnore:
+      case cudaLaunchAttributePriority:
+      case cudaLaunchAttributeClusterSchedulingPolicyPreference:
+      case cudaLaunchAttributeProgrammaticStreamSerialization:  // launches never overlap here
+        break;
+      default:
+        return unsupported(("cudaLaunchKernelExC with attribute " + std::to_string(one.id)).c_str());
     }
   }
   return launch(function, {config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream}, args, cluster,
