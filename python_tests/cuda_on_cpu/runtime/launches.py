@@ -167,7 +167,7 @@ def run_kernel(
     )
     shape = (grid, block, cluster, dynamic_shared, cooperative)
     name = short_name(kernel.name)
-    done = LaunchRecord(name, kernel.name, *shape, report.counts, report.warnings)
+    done = LaunchRecord(name, kernel.name, *shape, report)
     for record in records():
         record.launches.append(done)
 
