@@ -167,7 +167,11 @@ def test_which_copies_the_host_waits_for(to_device, from_device, kind, waits):
 
 @pytest.mark.parametrize(
     ("launcher", "function"),
-    [("time_a_kernel", "cudaEventElapsedTime"), ("ask_for_a_graph", "cudaGraphCreate")],
+    [
+        ("time_a_kernel", "cudaEventElapsedTime"),
+        ("ask_for_a_graph", "cudaGraphCreate"),
+        ("ask_the_driver_for_more", "cuMemAlloc"),
+    ],
 )
 def test_what_is_not_there_is_an_error_with_its_name(launcher, function):
     with runtime.recording() as record, pytest.raises(errors.Unsupported, match=function):
@@ -178,6 +182,11 @@ def test_what_is_not_there_is_an_error_with_its_name(launcher, function):
 def test_clusters():
     with pytest.raises(errors.Unsupported, match=r"clusters of \(2, 1, 1\)"):
         call("launch_clusters", torch.ones(128), 2)
+
+
+def test_tensor_maps():
+    with pytest.raises(errors.Unsupported, match="cuTensorMapEncodeTiled of 2 dimensions"):
+        call("make_tensor_map", torch.zeros(16, 16), 16, 16)
 
 
 def test_compressed_ptx_is_refused():
