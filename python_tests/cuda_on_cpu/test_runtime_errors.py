@@ -16,7 +16,7 @@ from cuda_on_cpu.runtime.images import choose, runs_on
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
 SEEDS = range(4)
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE, DEFAULT = 1, 2, 3, 4
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -149,8 +149,29 @@ def test_copies_are_checked():
 
 
 @pytest.mark.parametrize(
+    ("to_device", "from_device", "kind", "waits"),
+    [
+        *[(True, False, HOST_TO_DEVICE, True), (False, True, DEVICE_TO_HOST, True)],
+        *[(True, True, DEVICE_TO_DEVICE, False), (True, True, DEFAULT, False)],
+        *[(False, True, DEFAULT, True), (True, False, DEFAULT, True)],
+    ],
+)
+def test_which_copies_the_host_waits_for(to_device, from_device, kind, waits):
+    to, source = torch.zeros(4), torch.ones(4)
+    device = [x for x, there in ((to, to_device), (source, from_device)) if there]
+    with runtime.recording() as record, runtime.device_memory(*device):
+        launchers.raw("copy_bytes", to, source, ctypes.c_size_t(16), kind)
+    assert to.eq(1).all()
+    assert record.synchronisations == ["cudaMemcpy"] * waits
+
+
+@pytest.mark.parametrize(
     ("launcher", "function"),
-    [("time_a_kernel", "cudaEventElapsedTime"), ("ask_for_a_graph", "cudaGraphCreate")],
+    [
+        ("time_a_kernel", "cudaEventElapsedTime"),
+        ("ask_for_a_graph", "cudaGraphCreate"),
+        ("ask_the_driver_for_more", "cuMemAlloc"),
+    ],
 )
 def test_what_is_not_there_is_an_error_with_its_name(launcher, function):
     with runtime.recording() as record, pytest.raises(errors.Unsupported, match=function):
@@ -161,6 +182,11 @@ def test_what_is_not_there_is_an_error_with_its_name(launcher, function):
 def test_clusters():
     with pytest.raises(errors.Unsupported, match=r"clusters of \(2, 1, 1\)"):
         call("launch_clusters", torch.ones(128), 2)
+
+
+def test_tensor_maps():
+    with pytest.raises(errors.Unsupported, match="cuTensorMapEncodeTiled of 2 dimensions"):
+        call("make_tensor_map", torch.zeros(16, 16), 16, 16)
 
 
 def test_compressed_ptx_is_refused():

@@ -73,6 +73,11 @@ def test_only_what_the_schema_says_is_written():
         call("scale_an_input", x, 3.0)
 
 
+def test_a_tensor_that_the_binding_has_freed():
+    with pytest.raises(errors.OutOfBounds, match="global write of 4 bytes"):
+        call("scale_into_freed_memory", torch.ones(10), 3.0)
+
+
 def test_tensors_of_other_operators_are_not_device_memory():
     y = call("scaled", torch.ones(10), 3.0, 0)
     with pytest.raises(errors.OutOfBounds, match="in no buffer"), runtime.device_memory():

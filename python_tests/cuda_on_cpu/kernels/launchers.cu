@@ -1,5 +1,5 @@
 // Launchers as an extension has them, each a way to use CUDA's runtime; the tests load them by ctypes.
-#include <cooperative_groups.h>
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include "launchers.cuh"
@@ -195,6 +195,27 @@ int time_a_kernel() {
   const cudaError_t error = cudaEventElapsedTime(&milliseconds, event, event);
   cudaEventDestroy(event);
   return error;
+}
+
+// A tensor map of a [rows][columns] array, tiles of 8 x 8; what the driver's function says.
+int make_tensor_map(const float* x, long rows, long columns) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status;
+  cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &status);
+  if (status != cudaDriverEntryPointSuccess) return -1;
+  CUtensorMap map;
+  const cuuint64_t dims[] = {cuuint64_t(columns), cuuint64_t(rows)}, strides[] = {columns * sizeof(float)};
+  const cuuint32_t box[] = {8, 8}, steps[] = {1, 1};
+  return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found)(
+      &map, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2, const_cast<float*>(x), dims, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+}
+
+int ask_the_driver_for_more() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult status;
+  return cudaGetDriverEntryPointByVersion("cuMemAlloc", &found, 12000, cudaEnableDefault, &status);
 }
 
 int ask_for_a_graph() {

@@ -39,6 +39,12 @@ Tensor scaled_twice(const Tensor& x, double a, int64_t beyond) {
   return y;
 }
 
+// Writes to a tensor that is no more.
+void scale_into_freed_memory(const Tensor& x, double a) {
+  float* gone = data(torch::stable::new_empty(x, {x.numel()}));
+  scale(data(x), a, x.numel(), gone);
+}
+
 // One allocation for two arrays, two elements apart; the kernel goes `beyond` the first.
 Tensor scaled_in_pieces(const Tensor& x, double a, int64_t beyond) {
   const int64_t n = x.numel();
@@ -57,6 +63,7 @@ STABLE_TORCH_LIBRARY(CAPMOE_LIBRARY, m) {
   m.def("scaled(Tensor x, float a, int beyond) -> Tensor");
   m.def("scale_in_place(Tensor(a!) x, float a) -> ()");
   m.def("scale_an_input(Tensor x, float a) -> ()");
+  m.def("scale_into_freed_memory(Tensor x, float a) -> ()");
   m.def("scaled_twice(Tensor x, float a, int beyond) -> Tensor");
   m.def("scaled_in_pieces(Tensor x, float a, int beyond) -> Tensor");
 }
@@ -65,6 +72,7 @@ STABLE_TORCH_LIBRARY_IMPL(CAPMOE_LIBRARY, CAPMOE_KEY, m) {
   m.impl("scaled", TORCH_BOX(&scaled));
   m.impl("scale_in_place", TORCH_BOX(&scale_in_place));
   m.impl("scale_an_input", TORCH_BOX(&scale_in_place));
+  m.impl("scale_into_freed_memory", TORCH_BOX(&scale_into_freed_memory));
   m.impl("scaled_twice", TORCH_BOX(&scaled_twice));
   m.impl("scaled_in_pieces", TORCH_BOX(&scaled_in_pieces));
 }

@@ -132,7 +132,7 @@ def launch(standin: ctypes.CDLL, request: Request) -> None:
         tuple(request.block),
         read_arguments(kernel, request.args),
         request.dynamic_shared,
-        cluster=tuple(request.cluster),
+        cluster=tuple(request.cluster) if any(request.cluster) else None,
         cooperative=bool(request.cooperative),
         buffers=current_buffers(standin),
     )
@@ -145,12 +145,12 @@ def run_kernel(
     args: list,
     dynamic_shared: int,
     *,
-    cluster=(1, 1, 1),
+    cluster=None,
     cooperative: bool = False,
     buffers=(),
 ) -> None:
     """Runs a kernel with the current options and adds it to the records."""
-    if cluster != (1, 1, 1):
+    if cluster not in (None, (1, 1, 1)):
         raise Unsupported(f"{kernel.name} launched with clusters of {cluster}")
     now = options()
     # All blocks of a cooperative grid are there at once; they may wait for each other.
@@ -165,9 +165,9 @@ def run_kernel(
         max_steps=now.max_steps,
         buffers=buffers,
     )
-    shape = (grid, block, cluster, dynamic_shared, cooperative)
+    shape = (grid, block, cluster or (1, 1, 1), dynamic_shared, cooperative)
     name = short_name(kernel.name)
-    done = LaunchRecord(name, kernel.name, *shape, report.counts, report.warnings)
+    done = LaunchRecord(name, kernel.name, *shape, report)
     for record in records():
         record.launches.append(done)
 

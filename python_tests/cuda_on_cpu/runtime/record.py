@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from ..emulate import Report
+
 
 @dataclass(frozen=True)
 class Options:
@@ -21,7 +23,7 @@ class Options:
 
 @dataclass
 class LaunchRecord:
-    """One launch of a kernel. ``counts`` are counts: nothing here is a time."""
+    """One launch of a kernel, and the emulator's report of it."""
 
     name: str  # without templates, namespaces and arguments
     symbol: str
@@ -30,8 +32,15 @@ class LaunchRecord:
     cluster: tuple[int, int, int]
     dynamic_shared: int
     cooperative: bool
-    counts: dict[str, int]
-    warnings: list[str]
+    report: Report
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.report.counts
+
+    @property
+    def warnings(self) -> list[str]:
+        return self.report.warnings
 
 
 @dataclass

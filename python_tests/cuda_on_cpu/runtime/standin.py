@@ -13,6 +13,7 @@ from .devices import DeviceNumbers, device_numbers
 from .launches import Request, launch, static_facts, symbol_address
 from .problems import CODES, keep_problem
 from .record import options, records
+from .tensor_maps import TensorMapRequest, encode
 
 
 class KernelFacts(ctypes.Structure):
@@ -29,6 +30,7 @@ FACTS = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.POINTER(KernelFacts)
 )
 DEVICE = ctypes.CFUNCTYPE(ctypes.c_void_p)
+TENSOR_MAP = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(TensorMapRequest), ctypes.c_void_p)
 
 
 class Host(ctypes.Structure):
@@ -38,6 +40,7 @@ class Host(ctypes.Structure):
         ("symbol", SYMBOL),
         ("facts", FACTS),
         ("device", DEVICE),
+        ("tensor_map", TENSOR_MAP),
     )
 
 
@@ -95,6 +98,15 @@ def _note(kind, call, value) -> None:
         keep_problem(getattr(errors, kind)(call))
 
 
+def _tensor_map(request, out) -> int:
+    try:
+        ctypes.memmove(out, encode(request.contents), 128)
+    except BaseException as error:
+        _code_of(error)
+        return 0
+    return 1
+
+
 _device = DeviceNumbers()
 
 
@@ -104,7 +116,14 @@ def _device_numbers() -> int:
     return ctypes.addressof(_device)
 
 
-_host = Host(LAUNCH(_launch), NOTE(_note), SYMBOL(_symbol), FACTS(_facts), DEVICE(_device_numbers))
+_host = Host(
+    LAUNCH(_launch),
+    NOTE(_note),
+    SYMBOL(_symbol),
+    FACTS(_facts),
+    DEVICE(_device_numbers),
+    TENSOR_MAP(_tensor_map),
+)
 
 
 @functools.cache

@@ -49,6 +49,8 @@ int64_t attribute(const Device& d, cudaDeviceAttr which) {
       return d.major;
     case cudaDevAttrComputeCapabilityMinor:
       return d.minor;
+    case cudaDevAttrClusterLaunch:
+      return d.major >= 9;
     case cudaDevAttrCooperativeLaunch:
     case cudaDevAttrMemoryPoolsSupported:
     case cudaDevAttrUnifiedAddressing:
@@ -105,6 +107,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   p->reservedSharedMemPerBlock = kReservedShared;
   p->l2CacheSize = d->l2_bytes;
   p->cooperativeLaunch = p->unifiedAddressing = 1;
+  p->clusterLaunch = d->major >= 9;
   p->maxThreadsDim[0] = p->maxThreadsDim[1] = kThreads, p->maxThreadsDim[2] = 64;
   p->maxGridSize[0] = 2147483647, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   return done(cudaSuccess);

@@ -70,31 +70,38 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, 
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
                              cudaStream_t stream) {
-  return launch(function, {grid, block, shared, stream}, args, {1, 1, 1}, false);
+  return launch(function, {grid, block, shared, stream}, args, {0, 0, 0}, false);
 }
 
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** args, size_t shared,
                                cudaStream_t stream) {
-  return launch(kernel, {grid, block, shared, stream}, args, {1, 1, 1}, false);
+  return launch(kernel, {grid, block, shared, stream}, args, {0, 0, 0}, false);
 }
 
 cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
                                         cudaStream_t stream) {
-  return launch(function, {grid, block, shared, stream}, args, {1, 1, 1}, true);
+  return launch(function, {grid, block, shared, stream}, args, {0, 0, 0}, true);
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** args) {
-  dim3 cluster(1, 1, 1);
+  dim3 cluster(0, 0, 0);
   bool cooperative = false;
   for (unsigned k = 0; k < config->numAttrs; ++k) {
     const cudaLaunchAttribute& one = config->attrs[k];
-    if (one.id == cudaLaunchAttributeClusterDimension) {
-      cluster = {one.val.clusterDim.x, one.val.clusterDim.y, one.val.clusterDim.z};
-    } else if (one.id == cudaLaunchAttributeCooperative) {
-      cooperative = one.val.cooperative;
-    } else if (one.id != cudaLaunchAttributeProgrammaticStreamSerialization &&  // launches never overlap here
-               one.id != cudaLaunchAttributePriority && one.id != cudaLaunchAttributeIgnore) {
-      return unsupported(("cudaLaunchKernelExC with attribute " + std::to_string(one.id)).c_str());
+    switch (one.id) {
+      case cudaLaunchAttributeClusterDimension:
+        cluster = {one.val.clusterDim.x, one.val.clusterDim.y, one.val.clusterDim.z};
+        break;
+      case cudaLaunchAttributeCooperative:
+        cooperative = one.val.cooperative;
+        break;
+      case cudaLaunchAttributeIgnore:
+      case cudaLaunchAttributePriority:
+      case cudaLaunchAttributeClusterSchedulingPolicyPreference:
+      case cudaLaunchAttributeProgrammaticStreamSerialization:  // launches never overlap here
+        break;
+      default:
+        return unsupported(("cudaLaunchKernelExC with attribute " + std::to_string(one.id)).c_str());
     }
   }
   return launch(function, {config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream}, args, cluster,

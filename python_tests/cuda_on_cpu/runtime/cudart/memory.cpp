@@ -39,8 +39,9 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, 
   if (from_device && !check_range(call, from, bytes, false)) return cudaPeekAtLastError();
   std::memmove(to, from, bytes);
   note("copy", call, bytes);
-  // Copies between the device and pageable memory return when they are done, the "Async" ones to the host too.
-  if (!to_device || std::strstr(call, "Async") == nullptr) note("synchronise", call);
+  // With pageable memory on the other side a copy waits, one to the host whatever its name says.
+  const bool asynchronous = std::strstr(call, "Async") != nullptr;
+  if (!(to_device && (from_device || asynchronous))) note("synchronise", call);
   return done(cudaSuccess);
 }
 

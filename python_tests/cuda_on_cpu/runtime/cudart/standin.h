@@ -30,7 +30,8 @@ struct Kernel {
 struct Request {
   Module* module;
   const char* name;
-  uint32_t grid[3], block[3], cluster[3];
+  uint32_t grid[3], block[3];
+  uint32_t cluster[3];  // zeros: nobody asked for clusters
   uint64_t dynamic_shared;
   int64_t allowed_dynamic_shared;  // -1: nobody asked for more than the default
   int32_t cooperative;
@@ -47,6 +48,13 @@ struct Device {
       blocks_per_multiprocessor, l2_bytes;
 };
 
+// The arguments of cuTensorMapEncodeTiled.
+struct TensorMapRequest {
+  uint64_t address, dims[5], strides[4];
+  uint32_t box[5], element_strides[5];
+  int32_t type, rank, interleave, swizzle, l2_promotion, nan_fill;
+};
+
 // The emulator's side, in Python.
 struct Host {
   int (*launch)(const Request*);
@@ -54,6 +62,7 @@ struct Host {
   uint64_t (*symbol)(Module*, const char* name);  // its address, 0 where there is none
   int (*facts)(Module*, const char* name, int with_registers, KernelFacts*);
   const Device* (*device)();
+  int (*tensor_map)(const TensorMapRequest*, void* out);  // whether it is one
 };
 
 // errors.cpp
