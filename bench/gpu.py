@@ -2,8 +2,8 @@
 
 The answer is checked first: integers against the reference, floats against float64, the graph
 against the eager call. Times are medians of CUDA graphs whose buffers rotate beyond the cache. The
-floor of an op is what the copy and the product measured in the same run would need for its bytes
-and operations. ``--check`` stops after checking.
+floor of an op is what a copy, or a sum, and a product, measured in the same run, would need for its
+bytes and operations. ``--check`` stops after checking.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def header(limits: Limits | None) -> dict[str, Any]:
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
     }
     if limits is not None:
-        out["copy_tb_per_s"] = round(limits.bandwidth / 1e12, 3)
+        out["memory_tb_per_s"] = round(limits.bandwidth / 1e12, 3)
         out["matmul_tflops"] = round(limits.flops / 1e12, 1)
     return out
 

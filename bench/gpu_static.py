@@ -123,8 +123,21 @@ def _short(mangled: str) -> str:
     return re.sub(r"^void ", "", plain).split("(")[0]
 
 
-def complaints(kernels: list[Kernel], table: dict[str, dict[str, dict[str, int]]]) -> list[str]:
-    """What is worse than the table, or not in it, in words."""
+def nvcc_release() -> str:
+    """Of the nvcc on PATH, which is taken to have compiled the module; "" without one."""
+    tool = shutil.which("nvcc")
+    said = "" if tool is None else "".join(_lines(tool, "--version"))
+    found = re.search(r"release ([\d.]+)", said)
+    return found[1] if found else ""
+
+
+def complaints(
+    kernels: list[Kernel], table: dict[str, dict[str, dict[str, int]]], registers: bool = True
+) -> list[str]:
+    """What is worse than the table, or not in it, in words.
+
+    ``registers``: whether their number is compared: another compiler needs another.
+    """
     out = []
     for kernel in kernels:
         where = f"{kernel.name} for {kernel.arch}"
@@ -135,7 +148,7 @@ def complaints(kernels: list[Kernel], table: dict[str, dict[str, dict[str, int]]
         if allowed is None:
             out.append(f"{where} is not in {TABLE.name}: run python -m bench.gpu_static --update")
             continue
-        if kernel.registers > allowed["registers"]:
+        if registers and kernel.registers > allowed["registers"]:
             out.append(f"{where} has {kernel.registers} registers, not {allowed['registers']}")
         for kind in ("loads_128", "stores_128", "cp_async_128", "tma_loads", "hgmma"):
             if allowed.get(kind) and not kernel.instructions[kind]:
@@ -174,11 +187,12 @@ def main() -> None:
     console.print(as_table(kernels))
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     if arguments.update:
+        table["nvcc"] = nvcc_release()
         for arch in sorted({kernel.arch for kernel in kernels}):
             own = {kernel.name: kernel.numbers() for kernel in kernels if kernel.arch == arch}
             table[arch] = dict(sorted(own.items()))
         TABLE.write_text(json.dumps(table, indent=1) + "\n")
-    found = complaints(kernels, table)
+    found = complaints(kernels, table, table.get("nvcc") == nvcc_release())
     for line in found:
         console.print(line, markup=False)
     raise SystemExit(bool(found))

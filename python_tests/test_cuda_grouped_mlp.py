@@ -32,7 +32,7 @@ using T = {dtype};
 using Tile = cuda::{tile};
 template __global__ void capmoe::cuda::{kernel}(
     const T*, const int32_t*, const T*, const T*, const int32_t*, const int32_t*, T*, int, int, int,
-    cuda::Gating, int);
+    cuda::Gating, int, bool);
 extern "C" __global__ void sizes(int experts, int* out) {{
   out[0] = Tile::kThreads;
   out[1] = Tile::kFixedBytes + cuda::Pieces::bytes(experts, Tile::kWarps);
@@ -129,6 +129,7 @@ def run_gemm(
         columns,
         GATINGS.index(gating),
         activation,
+        int(gating == "none"),  # early: asks for weights in advance
         seed=seed,
         on_gpu={6: max(4 * torch.finfo(dtype).eps, 1e-5)},
     )
@@ -337,6 +338,12 @@ def test_many_experts(experts):
     Layer.make(torch.float16, counts, 8, 8).check("Few")
 
 
+@dtypes
+def test_long_sums(dtype):
+    """A float32 chain of 2048 would be further from the truth than the rule allows."""
+    Layer.make(dtype, [5], 2048, 40).check("Few")
+
+
 def test_identity_in_float32_is_exact():
     eye = torch.eye(40).expand(2, 40, 40).contiguous()
     layer = Layer.make(torch.float32, [9, 4], 40, 40, "relu", "none")
@@ -355,7 +362,7 @@ def up_counts(dtype, tile, rows, hidden, inner, grid=1):
     return run_gemm(tile, *arguments, grid=grid)[1].counts
 
 
-@pytest.mark.parametrize(("tile", "limit"), [("Many", 2.6), ("Some", 4.0), ("Warpgroup", 1.0)])
+@pytest.mark.parametrize(("tile", "limit"), [("Many", 2.7), ("Some", 4.1), ("Warpgroup", 1.1)])
 def test_main_loop(tile, limit):
     """Per stage: instructions of a warp per HMMA, no bank conflict, and no byte twice."""
     shape = shape_of(torch.bfloat16, tile, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import capmoe_kernels as cm
+import oracle_mlp
 from capmoe_kernels import reference
 from capmoe_kernels.ops import OPS
 from cases import brief, make_experts, named, normal, router_logits
@@ -99,9 +100,10 @@ def test_sanitized_layer(gpu, case, dtype):
     routing = cm.route(logits, case.gating, case.capacity)
     y = cm.grouped_mlp(cm.dispatch(x, routing), experts, routing)
     assert same_bits(out, cm.combine(y, routing))
-    on_cpu = cm.moe(x.cpu(), logits.cpu(), on("cpu", experts), case.gating, case.capacity)
-    tolerance = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(out.cpu(), on_cpu, rtol=tolerance, atol=tolerance)
+    x, experts = x.cpu(), on("cpu", experts)
+    routing = cm.Routing(*(tensor.cpu() for tensor in routing))
+    truth = oracle_mlp.moe(x, experts, routing)
+    assert_close_to_truth(out.cpu(), truth, oracle_mlp.same_dtype_moe(x, experts, routing))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5, 300])
@@ -166,6 +168,8 @@ def test_opcheck_on_the_gpu(gpu, name):
 
 
 def test_tensors_on_two_devices(gpu):
+    if torch.__version__ < torch.torch_version.TorchVersion("2.13"):
+        pytest.skip("before torch 2.13 an error in an op of the stable ABI ends the process")
     experts, logits = make_experts(8, 16, 12), router_logits(5, 8).to(gpu)
     routing = cm.route(logits, cm.Gating(2))
     with pytest.raises(ValueError, match="must be on cpu like the other tensors, got cuda"):

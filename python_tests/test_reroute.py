@@ -49,3 +49,17 @@ def test_reroute(backend, poison, rounds, policy):
             capacity = cm.Capacity(factor=0.8, reroute_rounds=rounds, policy=policy, seed=rounds)
             gating = cm.Gating(top_k=2, renormalize=renormalize)
             check_route(backend, router_logits(45, 10, style), gating, capacity)
+
+
+LOSES_LATE = [[0.22, 0.38, 0.40], [0.56, 0.02, 0.42], [0.44, 0.31, 0.25], [0.59, 0.13, 0.27]]
+
+
+@pytest.mark.parametrize("rounds", [3, 4, 5, 2**31 - 1])
+def test_who_loses_late_asks_on(backend, rounds):
+    """Token 2 holds expert 1 until token 0 comes in the third round, and asks expert 2 in a fourth,
+    although there are three columns."""
+    logits = torch.tensor(LOSES_LATE).log()
+    capacity = cm.Capacity(limit=1, reroute_rounds=rounds)
+    routing = check_route(backend, logits, cm.Gating(top_k=1), capacity)
+    assert kept_pairs(routing) == {(0, 1), (1, 2), (3, 0)}
+    assert routing.expert_ids[2].tolist() == [0, 1, 3 if rounds == 3 else 2]

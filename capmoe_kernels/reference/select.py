@@ -114,11 +114,14 @@ def _reroute(usable: Tensor, top_k: int, rounds: int, compete: Compete) -> tuple
     """Token Reroute: whoever holds fewer than ``top_k`` asks on; a refusal is final."""
     asked = torch.zeros_like(usable)
     kept = torch.zeros_like(usable)
-    # A round without a fresh expert to ask changes nothing, and a token has that many to ask.
-    for _ in range(min(rounds, usable.shape[1])):
+    # A round in which nobody asks anew changes nothing, and there are so many pairs to ask for. More
+    # rounds than columns may count: a token may lose late what it held, and only then ask on.
+    for _ in range(min(rounds, usable.numel())):
         fresh = usable & ~asked
         wanted = top_k - kept.sum(1, keepdim=True)
         asking = fresh & (fresh.cumsum(1) <= wanted)
+        if asking.device.type == "cpu" and not asking.any():
+            break  # elsewhere this would wait for the device
         asked = asked | asking
         kept = compete(kept | asking)
     return asked, kept

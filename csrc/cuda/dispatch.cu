@@ -16,6 +16,7 @@ constexpr int kBlocksPerSm = 4;   // leaves a lane the registers for its loads
 template <class Word>
 constexpr int kInFlight = sizeof(Word) == 16 ? 8 : 4;
 
+// Stores that make way first in the cache: a token's row will be read again by its other experts, x not so soon.
 template <bool kWhole, class Word>
 __device__ __forceinline__ void copy_part(const Word* from, Word* to, int64_t left) {
   Word words[kInFlight<Word>];
@@ -25,7 +26,7 @@ __device__ __forceinline__ void copy_part(const Word* from, Word* to, int64_t le
   }
 #pragma unroll
   for (int i = 0; i < kInFlight<Word>; ++i) {
-    if (kWhole || kWarp * i < left) to[kWarp * i] = words[i];
+    if (kWhole || kWarp * i < left) __stcs(to + kWarp * i, words[i]);
   }
 }
 

@@ -1,8 +1,6 @@
-// Scores, top-k and extra candidates, and for select who asks for whom: one
-// launch.
+// Scores, top-k and extra candidates, and for select who asks for whom: one launch.
 //
-// A block has 32 consecutive tokens, so it owns a word of every expert's bit
-// row.
+// A block has 32 consecutive tokens, so it owns a word of every expert's bit row.
 #include <algorithm>
 
 #include "gate_row.cuh"
@@ -14,17 +12,8 @@ namespace {
 
 constexpr int kBlockTokens = 32;
 constexpr int kMaxWarps = 16;
-// Keys of more local experts than fit here are not gathered into whole sectors
-// before they are written.
+// Keys of more local experts than fit here are not gathered into whole sectors before they are written.
 constexpr int64_t kMaxSharedBytes = 96 * 1024;
-
-// The block's marks in shared memory.
-struct BlockMarks {
-  uint32_t* asks;  // [E]
-  uint32_t* top;   // [E]
-  uint32_t* keys;  // [local experts][33], so that a column of it has no bank
-                   // conflict; null: not gathered
-};
 
 template <class Layout>
 struct Launch {
@@ -45,83 +34,103 @@ struct Launch {
   }
 };
 
-__device__ void clear_marks(const Gate& config, const BlockMarks& block) {
-  for (int e = threadIdx.x; e < config.num_experts; e += blockDim.x) block.asks[e] = block.top[e] = 0;
-  __syncthreads();
-}
+// The block's marks in shared memory, and where they go. Indices fit 32 bits: see gate().
+struct BlockMarks {
+  const Marks& to;
+  int tokens, experts, local_start, local_stop;
+  uint32_t* asks;  // [E]
+  uint32_t* top;   // [E]
+  uint32_t* keys;  // [local experts][33], so that a column of it has no bank conflict; null: not gathered
 
-// Whole words of every expert, and the keys that were gathered, an expert's 32
-// tokens at a time.
-__device__ void write_marks(const Gate& config, const BlockMarks& block, const Marks& marks) {
-  clear_counters(marks);
-  __syncthreads();
-  const int64_t words = ceil_div(config.tokens, kBlockTokens);
-  for (int e = threadIdx.x; e < config.num_experts; e += blockDim.x) {
-    marks.asks[e * words + blockIdx.x] = block.asks[e];
-    if (marks.top != nullptr) marks.top[e * words + blockIdx.x] = block.top[e];
+  __device__ __forceinline__ void clear() const {
+    const int words = to.top == nullptr ? experts : 2 * experts;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < words; i += blockDim.x) asks[i] = 0;
+    __syncthreads();
   }
-  if (block.keys == nullptr) return;
-  const int lane = threadIdx.x % 32, locals = static_cast<int>(config.local_stop - config.local_start);
-  for (int i = threadIdx.x / 32; i < locals; i += blockDim.x / 32) {
-    const int64_t e = config.local_start + i;
-    if (block.asks[e] >> lane & 1) {
-      marks.keys[e * config.tokens + blockIdx.x * kBlockTokens + lane] = block.keys[i * (kBlockTokens + 1) + lane];
+
+  // That a token, `bit` of the block's, asks for an expert.
+  __device__ __forceinline__ void add(int bit, bool is_top, int expert, float score) const {
+    atomicOr(asks + expert, 1u << bit);
+    if (to.top != nullptr && is_top) atomicOr(top + expert, 1u << bit);
+    if (to.keys == nullptr) return;
+    const uint32_t key = __float_as_uint(score) | 0x80000000u;  // order_key() of a number that is not negative
+    if (keys != nullptr && expert >= local_start && expert < local_stop) {
+      keys[(expert - local_start) * (kBlockTokens + 1) + bit] = key;
+    } else {
+      to.keys[static_cast<uint32_t>(expert) * tokens + blockIdx.x * kBlockTokens + bit] = key;
     }
   }
-}
 
-// One column of one token, to global memory and to the block's marks.
-struct WriteColumn {
-  const Gate& config;
-  const Marks& marks;
-  const BlockMarks& block;
-  int64_t first_token;  // of the warp's rows
-  int32_t* expert_ids;
-  float *weights, *scores;
-
-  __device__ __forceinline__ void operator()(int row, int column, int expert, float weight, float score) const {
-    const int64_t token = first_token + row, at = token * config.columns + column;
-    expert_ids[at] = expert;
-    weights[at] = weight;
-    scores[at] = score;
-    if (marks.asks == nullptr || expert == config.num_experts) return;
-    const int bit = static_cast<int>(token % kBlockTokens);
-    atomicOr(block.asks + expert, 1u << bit);
-    if (marks.top != nullptr && column < config.top_k) atomicOr(block.top + expert, 1u << bit);
-    if (marks.keys == nullptr) return;
-    const int local = expert - static_cast<int>(config.local_start);
-    if (block.keys != nullptr && local >= 0 && expert < config.local_stop) {
-      block.keys[local * (kBlockTokens + 1) + bit] = order_key(score);
-    } else {
-      marks.keys[static_cast<uint64_t>(expert) * config.tokens + token] = order_key(score);
+  // Whole words of every expert, and the keys that were gathered, an expert's 32 tokens at a time.
+  __device__ __forceinline__ void write() const {
+    clear_counters(to);
+    __syncthreads();
+    const uint32_t words = (tokens + kBlockTokens - 1) / kBlockTokens;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < experts; e += blockDim.x) {
+      to.asks[e * words + blockIdx.x] = asks[e];
+      if (to.top != nullptr) to.top[e * words + blockIdx.x] = top[e];
+    }
+    if (keys == nullptr) return;
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int e = local_start + threadIdx.x / 32; e < local_stop; e += blockDim.x / 32) {
+      if ((asks[e] >> lane & 1) == 0) continue;
+      const uint32_t key = keys[(e - local_start) * (kBlockTokens + 1) + lane];
+      to.keys[static_cast<uint32_t>(e) * tokens + blockIdx.x * kBlockTokens + lane] = key;
     }
   }
 };
 
+// One column of one token, to global memory and to the block's marks.
+struct WriteColumn {
+  const Gate& config;
+  const BlockMarks& block;
+  int start;  // the first row's place in the block
+  int32_t* expert_ids;
+  float *weights, *scores;
+
+  __device__ __forceinline__ void operator()(int row, int column, int expert, float weight, float score) const {
+    const uint32_t token = blockIdx.x * kBlockTokens + start + row;
+    const uint32_t at = token * static_cast<uint32_t>(config.columns) + column;
+    expert_ids[at] = expert;
+    weights[at] = weight;
+    scores[at] = score;
+    if (block.to.asks == nullptr || expert == block.experts) return;
+    block.add(start + row, column < config.top_k, expert, score);
+  }
+};
+
 template <class T, class Layout, bool kByScore>
-__global__ __launch_bounds__(32 * kMaxWarps) void gate_kernel(const T* logits, const float* bias,
-                                                              const __grid_constant__ Gate config, int32_t* expert_ids,
-                                                              float* weights, float* scores, uint32_t* asks,
-                                                              uint32_t* top, uint32_t* keys, uint32_t* counters,
-                                                              int warp_bytes, bool gathers) {
-  const Marks marks{asks, top, keys, counters, false};
+__global__ __launch_bounds__(32 * kMaxWarps, Layout::kPerLane > 8 ? 1 : 2) void gate_kernel(
+    const T* logits, const float* bias, const __grid_constant__ Gate config, int32_t* expert_ids, float* weights,
+    float* scores, uint32_t* asks, uint32_t* top, uint32_t* keys, uint32_t* counters, int warp_bytes, bool gathers) {
   extern __shared__ uint4 shared[];
   char* memory = reinterpret_cast<char*>(shared);
-  const int warps = blockDim.x / 32, warp = threadIdx.x / 32;
-  BlockMarks block;
-  block.asks = reinterpret_cast<uint32_t*>(memory + warps * warp_bytes);
-  block.top = block.asks + config.num_experts;
-  block.keys = gathers ? block.top + config.num_experts : nullptr;
-  if (marks.asks != nullptr) clear_marks(config, block);
-  for (int start = warp * Layout::kRows; start < kBlockTokens; start += warps * Layout::kRows) {
+  // Broadcast, so that the compiler sees that a warp stays together.
+  const int warps = blockDim.x / 32, warp = __shfl_sync(kAllLanes, threadIdx.x / 32, 0);
+  const int tokens = static_cast<int>(config.tokens), experts = static_cast<int>(config.num_experts);
+  const Marks marks{asks, top, keys, counters, false};
+  uint32_t* words = reinterpret_cast<uint32_t*>(memory + warps * warp_bytes);
+  const BlockMarks block{marks,
+                         tokens,
+                         experts,
+                         static_cast<int>(config.local_start),
+                         static_cast<int>(config.local_stop),
+                         words,
+                         words + experts,
+                         gathers ? words + 2 * experts : nullptr};
+  if (asks != nullptr) block.clear();
+  const int here = min(kBlockTokens, tokens - static_cast<int>(blockIdx.x) * kBlockTokens);
+#pragma unroll 1
+  for (int start = warp * Layout::kRows; start < here; start += warps * Layout::kRows) {
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens + start;
-    if (first >= config.tokens) break;
-    const int rows = static_cast<int>(min(static_cast<int64_t>(Layout::kRows), config.tokens - first));
-    const WriteColumn write{config, marks, block, first, expert_ids, weights, scores};
-    gate_rows<T, Layout, kByScore>(logits + first * config.num_experts, bias, config, rows, memory + warp * warp_bytes,
-                                   write);
+    const WriteColumn write{config, block, start, expert_ids, weights, scores};
+    gate_rows<T, Layout, kByScore>(logits + first * experts, bias, config, min(Layout::kRows, here - start),
+                                   memory + warp * warp_bytes, write);
   }
-  if (marks.asks != nullptr) write_marks(config, block, marks);
+  if (asks != nullptr) block.write();
 }
 
 }  // namespace
@@ -131,6 +140,10 @@ void gate(const T* logits, const float* bias, const Gate& config, int32_t* exper
           const Marks* marks, cudaStream_t stream) {
   if (config.tokens == 0) return;
   const Marks to = marks == nullptr ? Marks{} : *marks;
+  // Which also keeps tokens within 31 bits.
+  if (config.tokens >= (int64_t{1} << 32) / std::max<int64_t>(config.num_experts, 2)) {
+    throw std::invalid_argument("the gate takes fewer than 2**32 logits on CUDA");
+  }
   if (config.num_experts > kMaxGateExperts) {
     return gate_wide(logits, bias, config, expert_ids, weights, scores, to, stream);
   }

@@ -22,9 +22,8 @@ struct BestTwo {
   }
 };
 
-// The value of every group, to `values`. members: the row's experts in shared
-// memory, -inf where forbidden. As many lanes share a group as the row can
-// spare, at least one.
+// The value of every group, to `values`. members: the row's experts in shared memory, -inf where forbidden. As many
+// lanes share a group as the row can spare, at least one.
 template <class Layout>
 __device__ void group_values(const Gate& config, const float* members, float* values) {
   const int groups = static_cast<int>(config.num_groups);
@@ -62,8 +61,8 @@ __device__ void choose_groups(const Gate& config, const float* values, int* chos
   }
 }
 
-// Forbids the experts outside the row's best groups. `members` and `values` are
-// the row's shared memory, a word per expert of the layout each.
+// Forbids the experts outside the row's best groups. `members` and `values` are the row's shared memory, a word per
+// expert of the layout each.
 template <class Layout>
 __device__ void limit_groups(const Gate& config, const float (&summand)[Layout::kPerLane], float* members,
                              float* values, float (&rank_by)[Layout::kPerLane]) {

@@ -1,5 +1,4 @@
-// How the lanes of a warp share rows of logits, and the few things they do
-// together.
+// How the lanes of a warp share rows of logits, and the few things they do together.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +12,11 @@ namespace capmoe::cuda {
 
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-// kLanes neighbours own a row, kPerLane consecutive experts each: so a lower
-// lane has lower experts.
-template <int kLanes_, int kPerLane_>
+// kLanes neighbours own a row, kPerLane consecutive experts each: so a lower lane has lower experts. kColumns: how many
+// columns a row has, none of them local candidates; 0 where that is known only when it runs.
+template <int kLanes_, int kPerLane_, int kColumns_ = 0>
 struct GateLayout {
-  static constexpr int kLanes = kLanes_, kPerLane = kPerLane_;
+  static constexpr int kLanes = kLanes_, kPerLane = kPerLane_, kColumns = kColumns_;
   static constexpr int kRows = 32 / kLanes;           // rows that a warp does at once
   static constexpr int kExperts = kLanes * kPerLane;  // places of a row, pads included
   static constexpr int kPlaces = kRows * kExperts;    // places of a warp
@@ -26,6 +25,15 @@ struct GateLayout {
   static __device__ __forceinline__ int row() { return lane() / kLanes; }
   static __device__ __forceinline__ int lane_in_row() { return lane() % kLanes; }
   static __device__ __forceinline__ int first_expert() { return lane_in_row() * kPerLane; }
+
+  static __device__ __forceinline__ int columns(const Gate& config) {
+    return kColumns > 0 ? kColumns : static_cast<int>(config.columns);
+  }
+
+  // The row that column `i` of all the warp's columns is of; `per_row` is columns().
+  static __device__ __forceinline__ int row_of_column(int i, int per_row) {
+    return kColumns > 0 ? i / kColumns : static_cast<int>(divide(i + 0.5f, per_row));
+  }
 
   // The lanes of this lane's row that come before it.
   static __device__ __forceinline__ uint32_t lower_lanes() {
@@ -43,8 +51,7 @@ struct GateLayout {
     }
   }
 
-  // Sums over the row; of neighbours first, so that the bits do not depend on
-  // how lanes share a row.
+  // Sums over the row; of neighbours first, so that the bits do not depend on how lanes share a row.
   template <class Number>
   static __device__ __forceinline__ Number sum(Number x) {
 #pragma unroll
@@ -67,7 +74,11 @@ constexpr int64_t kMaxGateExperts = 512;  // that a layout can hold
 template <class Body>
 void with_gate_layout(const Gate& config, Body body) {
   const int64_t experts = config.num_experts;
-  if (experts <= 8) return body(GateLayout<1, 8>{});
+  if (experts <= 8) {
+    // Two columns need no more than the best two of each lane.
+    if (config.columns == 2 && config.expand != Expand::local) return body(GateLayout<1, 8, 2>{});
+    return body(GateLayout<1, 8>{});
+  }
   if (experts <= 16) return body(GateLayout<2, 8>{});
   if (experts <= 32) return body(GateLayout<4, 8>{});
   if (experts <= 64) return body(GateLayout<8, 8>{});

@@ -7,8 +7,7 @@
 
 namespace capmoe::cuda {
 
-// Copies `count` <= kMost logits to shared memory, 16 bytes a lane where the
-// address allows it.
+// Copies `count` <= kMost logits to shared memory, 16 bytes a lane where the address allows it.
 template <int kMost, class T>
 __device__ __forceinline__ void stage_logits(const T* logits, int count, T* staged) {
   constexpr int kVector = 16 / sizeof(T);

@@ -1,9 +1,7 @@
-// The gate of a few rows by one warp. The semantics are those of
-// reference/gate.py.
+// The gate of a few rows by one warp. The semantics are those of reference/gate.py.
 //
-// Each lane sorts its own experts once; after that only the lanes' best
-// compete, a column a round. Scores are computed where they are needed: for the
-// softmax's sum, for the columns, and for all where a bias ranks them.
+// Each lane sorts its own experts once; after that only the lanes' best compete, a column a round. Scores are computed
+// where they are needed: for the softmax's sum, for the columns, and for all where a bias ranks them.
 #pragma once
 
 #include "gate_groups.cuh"
@@ -21,22 +19,11 @@ struct EntryOf<float> {
   using Type = WideEntry;
 };
 
-// A column of a row: an entry first, then, for the lane that writes it out, its
-// expert and score.
-union Column {
-  uint2 entry;
-  struct {
-    int expert;
-    float score;
-  } out;
-};
-
-// One warp's shared memory: `lists` holds the logits first, then what groups
-// need, then the lanes' sorted entries.
+// One warp's shared memory: `lists` holds the logits first, then what groups need, then the lanes' sorted entries.
 struct GateScratch {
-  uint2* lists;     // [kPerLane + 1][32], an end mark last
-  float* scores;    // [kPlaces]: of every expert, where they are ranked by scores
-  Column* columns;  // [kRows][K]
+  uint2* lists;    // [kPerLane + 1][32], an end mark last
+  float* scores;   // [kPlaces]: of every expert, where they are ranked by scores
+  uint2* columns;  // [kRows][K]: entries, best first
 };
 
 template <class Layout>
@@ -49,7 +36,7 @@ template <class Layout>
 __device__ __forceinline__ GateScratch gate_scratch(void* memory) {
   uint2* lists = static_cast<uint2*>(memory);
   float* scores = reinterpret_cast<float*>(lists + 32 * (Layout::kPerLane + 1));
-  return {lists, scores, reinterpret_cast<Column*>(scores + Layout::kPlaces)};
+  return {lists, scores, reinterpret_cast<uint2*>(scores + Layout::kPlaces)};
 }
 
 // The softmax's denominator. kInfinite: a logit may be +inf.
@@ -57,13 +44,13 @@ template <class Layout, bool kInfinite>
 __device__ __forceinline__ float sum_of_powers(const float (&x)[Layout::kPerLane], float largest) {
   float powers[Layout::kPerLane];
 #pragma unroll
-  for (int i = 0; i < Layout::kPerLane; ++i)
+  for (int i = 0; i < Layout::kPerLane; ++i) {
     powers[i] = exp_summand((kInfinite ? fminf(x[i], FLT_MAX) : x[i]) - largest);
+  }
   return Layout::sum_places(powers);
 }
 
-// Scores of all the row's experts, which bias and groups then rank: rank_by
-// becomes what decides, -inf where forbidden.
+// Scores of all the row's experts, which bias and groups then rank: rank_by becomes what decides, -inf where forbidden.
 template <class Layout>
 __device__ Scoring rank_by_score(const Gate& config, const float* bias, const GateScratch& scratch,
                                  float (&rank_by)[Layout::kPerLane]) {
@@ -91,97 +78,108 @@ __device__ Scoring rank_by_score(const Gate& config, const float* bias, const Ga
   return scoring;
 }
 
-// What turns entries into a row's columns.
-template <class Entry, bool kByScore>
+// The row's candidates to `columns`, best first, by sorted entries of all its lanes.
+template <class Layout, class Entry>
+__device__ __forceinline__ void choose_columns(const Gate& config, const Entry (&sorted)[Layout::kPerLane],
+                                               uint2* lists, uint2* columns) {
+  const bool local = Layout::kColumns == 0 && config.expand == Expand::local;
+  const int top_k = static_cast<int>(config.top_k), per_row = Layout::columns(config);
+  const int start = static_cast<int>(config.local_start), stop = static_cast<int>(config.local_stop);
+  if constexpr (Layout::kLanes == 1) {
+    int found = 0;
+#pragma unroll
+    for (int i = 0; i < Layout::kPerLane; ++i) {
+      if (local && i >= top_k && (sorted[i].expert() < start || sorted[i].expert() >= stop)) continue;
+      if (found < per_row) *reinterpret_cast<Entry*>(columns + found++) = sorted[i];
+    }
+    for (; found < per_row; ++found) *reinterpret_cast<Entry*>(columns + found) = Entry::none();
+  } else {
+    Queue<Layout, Entry> queue(lists, sorted);
+    queue.template take<false>(0, local ? top_k : per_row, columns);
+    if (!local) return;
+    queue.keep_range(start, stop);
+    queue.template take<true>(top_k, per_row, columns);
+  }
+}
+
+// What turns an entry into an expert and its score.
+template <class Layout, class Entry, bool kByScore>
 struct Finish {
   const Gate& config;
+  const float* scores;  // [kPlaces]
   Scoring scoring;
-  const float* row_scores;
 
-  // Expert and score of a column; num_experts and 0 where it is unused.
-  __device__ __forceinline__ Column operator()(const Column& column) const {
-    const Entry entry = *reinterpret_cast<const Entry*>(&column.entry);
-    Column done;
-    done.out = {static_cast<int>(config.num_experts), 0.0f};
-    if (is_allowed(entry)) {
-      const int expert = entry.expert();
-      done.out = {expert, kByScore ? row_scores[expert] : scoring(entry.rank())};
-    }
-    return done;
+  __device__ __forceinline__ float score(const uint2& column, int row, int& expert) const {
+    const Entry entry = *reinterpret_cast<const Entry*>(&column);
+    expert = static_cast<int>(config.num_experts);
+    if (!is_allowed(entry)) return 0.0f;
+    expert = entry.expert();
+    return kByScore ? scores[row * Layout::kExperts + expert] : scoring(entry.rank());
   }
 };
 
-// What scores are divided by where weights are renormalised; `sum` is the
-// lane's share of the top-k's scores, in double so that the order of addition
-// does not show in float.
+// What scores are divided by where weights are renormalised; `sum` is the lane's share of the top-k's scores, in double
+// so that the order of addition does not show in float.
 template <class Layout>
 __device__ __forceinline__ float denominator_of(double sum) {
   return static_cast<float>(fmax(Layout::sum(sum), 1e-20));
 }
 
-// A column for each lane: no lane needs what another computed.
+// A column for each lane.
 template <class Layout, class Entry, bool kByScore, class Write>
-__device__ __forceinline__ void write_few_columns(const Finish<Entry, kByScore>& finish, int rows,
-                                                  const Column* columns, Write write) {
+__device__ __forceinline__ void write_few_columns(const Finish<Layout, Entry, kByScore>& finish, int rows,
+                                                  const uint2* columns, Write write) {
   const Gate& config = finish.config;
-  const int j = Layout::lane_in_row();
-  const bool used = j < config.columns;
-  Column column;
-  column.out = {0, 0.0f};
-  if (used) column = finish(columns[j]);
+  const int row = Layout::row(), per_row = Layout::columns(config), j = Layout::lane_in_row();
+  int expert = 0;
+  const float score = j < per_row ? finish.score(columns[row * per_row + j], row, expert) : 0.0f;
   float denominator = 1.0f;
-  if (config.renormalize != Renormalize::none) {
-    denominator = denominator_of<Layout>(j < config.top_k ? column.out.score : 0.0f);
-  }
-  if (!used || Layout::row() >= rows) return;
-  const Weighed out = weigh(config, column.out.score, denominator);
-  write(Layout::row(), j, column.out.expert, out.weight, out.score);
+  if (config.renormalize != Renormalize::none) denominator = denominator_of<Layout>(j < config.top_k ? score : 0.0f);
+  if (j >= per_row || row >= rows) return;
+  const Weighed out = weigh(config, score, denominator);
+  write(row, j, expert, out.weight, out.score);
 }
 
-// More columns than a row has lanes: finished by the row's lanes, and then
-// written by neighbours to neighbours.
+// More columns than a row has lanes: neighbouring lanes write neighbouring columns, whatever row they are of.
 template <class Layout, class Entry, bool kByScore, class Write>
-__device__ __forceinline__ void write_many_columns(const Finish<Entry, kByScore>& finish, int rows, Column* all,
-                                                   Write write) {
+__device__ __forceinline__ void write_many_columns(const Finish<Layout, Entry, kByScore>& finish, int rows,
+                                                   const uint2* columns, Write write) {
   const Gate& config = finish.config;
-  const int per_row = static_cast<int>(config.columns), count = rows * per_row;
-  Column* columns = all + Layout::row() * per_row;
-  double sum = 0;
-#pragma unroll 1
-  for (int j = Layout::lane_in_row(); j < per_row; j += Layout::kLanes) {
-    const Column column = finish(columns[j]);
-    if (j < config.top_k) sum += column.out.score;
-    columns[j] = column;
-  }
+  const int per_row = Layout::columns(config), count = rows * per_row;
+  int expert;
   float denominator = 1.0f;
-  if (config.renormalize != Renormalize::none) denominator = denominator_of<Layout>(sum);
-  __syncwarp();
-  const float row_of_column = 1.0f / per_row;
+  if (config.renormalize != Renormalize::none) {
+    double sum = 0;
+#pragma unroll 1
+    for (int j = Layout::lane_in_row(); j < config.top_k; j += Layout::kLanes) {
+      sum += finish.score(columns[Layout::row() * per_row + j], Layout::row(), expert);
+    }
+    denominator = denominator_of<Layout>(sum);
+  }
 #pragma unroll 1
   for (int start = 0; start < count; start += 32) {
-    const int i = start + Layout::lane();
-    const int row = static_cast<int>((i + 0.5f) * row_of_column);
-    const float divisor = __shfl_sync(kAllLanes, denominator, row * Layout::kLanes % 32);
+    const int i = start + Layout::lane(), row = Layout::row_of_column(i, per_row);
+    const int lane_of_row = row * Layout::kLanes % 32;
+    const float divisor = __shfl_sync(kAllLanes, denominator, lane_of_row);
+    const Finish<Layout, Entry, kByScore> own{config, finish.scores, finish.scoring.of_lane(lane_of_row)};
     if (i < count) {
-      const Weighed out = weigh(config, all[i].out.score, divisor);
-      write(row, i - row * per_row, all[i].out.expert, out.weight, out.score);
+      const float score = own.score(columns[i], row, expert);
+      const Weighed out = weigh(config, score, divisor);
+      write(row, i - row * per_row, expert, out.weight, out.score);
     }
   }
 }
 
-// The gate of `rows` <= Layout::kRows consecutive rows, by one converged warp;
-// kByScore where there is a bias or a group. Calls write(row, column, expert,
-// weight, score) once for every column of every row: the best candidate first,
-// expert num_experts and zeros where a column is unused. Afterwards `memory`,
-// of gate_scratch_bytes(), may be reused.
+// The gate of `rows` <= Layout::kRows consecutive rows, by one converged warp; kByScore where there is a bias or a
+// group. Calls write(row, column, expert, weight, score) once for every column of every row: the best candidate first,
+// expert num_experts and zeros where a column is unused. Afterwards `memory`, of gate_scratch_bytes(), may be reused.
 template <class T, class Layout, bool kByScore, class Write>
 __device__ __forceinline__ void gate_rows(const T* logits, const float* bias, const Gate& config, int rows,
                                           void* memory, Write write) {
   using Entry = std::conditional_t<kByScore, WideEntry, typename EntryOf<T>::Type>;
   constexpr int kPerLane = Layout::kPerLane;
   const GateScratch scratch = gate_scratch<Layout>(memory);
-  const int top_k = static_cast<int>(config.top_k), per_row = static_cast<int>(config.columns);
-  Column* columns = scratch.columns + Layout::row() * per_row;
+  uint2* columns = scratch.columns + Layout::row() * Layout::columns(config);
 
   float x[kPerLane];
   load_logits<T, Layout>(logits, rows, static_cast<int>(config.num_experts), memory, x);
@@ -194,25 +192,18 @@ __device__ __forceinline__ void gate_rows(const T* logits, const float* bias, co
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) sorted[i] = Entry::of(x[i], Layout::first_expert() + i);
   sort<0, kPerLane>(sorted);
-  Queue<Layout, Entry> queue(scratch.lists, sorted);
-  const bool local = config.expand == Expand::local;
-  queue.template take<false>(0, local ? top_k : per_row, &columns->entry);
-  if (local) {
-    queue.keep_range(static_cast<int>(config.local_start), static_cast<int>(config.local_stop));
-    queue.template take<true>(top_k, per_row, &columns->entry);
-  }
+  choose_columns<Layout>(config, sorted, scratch.lists, columns);
   __syncwarp();
 
   if (!kByScore && !config.sigmoid) {
-    scoring.largest = reinterpret_cast<const Entry*>(&columns->entry)->rank();
+    scoring.largest = reinterpret_cast<const Entry*>(columns)->rank();
     scoring.sum = sum_of_powers<Layout, Entry::kUnique>(x, scoring.largest);
-    __syncwarp();
   }
-  const Finish<Entry, kByScore> finish{config, scoring, scratch.scores + Layout::row() * Layout::kExperts};
-  if (per_row <= Layout::kLanes) {
-    write_few_columns<Layout>(finish, rows, columns, write);
+  const Finish<Layout, Entry, kByScore> finish{config, scratch.scores, scoring};
+  if (Layout::columns(config) <= Layout::kLanes) {
+    write_few_columns(finish, rows, scratch.columns, write);
   } else {
-    write_many_columns<Layout>(finish, rows, scratch.columns, write);
+    write_many_columns(finish, rows, scratch.columns, write);
   }
   __syncwarp();
 }

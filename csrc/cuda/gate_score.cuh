@@ -1,5 +1,4 @@
-// Logits and scores of one expert: cleaning, exponentials, sigmoid, and the
-// order of logits as integers.
+// Logits and scores of one expert: cleaning, exponentials, sigmoid, and the order of logits as integers.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,8 +16,7 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 
-// NaN forbids an expert as -inf does (fmaxf prefers the number), and +0
-// replaces -0.
+// NaN forbids an expert as -inf does (fmaxf prefers the number), and +0 replaces -0.
 __device__ __forceinline__ float forbid_nan(float logit) { return fmaxf(logit + 0.0f, -INFINITY); }
 
 // +inf counts as the largest float.
@@ -44,12 +42,10 @@ __device__ __forceinline__ float exp2_approximate(float x) {
 
 constexpr float kLog2e = 1.44269502f;
 
-// A summand of the softmax's denominator: small ones need no relative
-// precision.
+// A summand of the softmax's denominator: small ones need no relative precision.
 __device__ __forceinline__ float exp_summand(float x) { return exp2_approximate(x * kLog2e); }
 
-// exp of x <= 0 to a few units of the last place: what the product's rounding
-// loses is made good to first order.
+// exp of x <= 0 to a few units of the last place: what the product's rounding loses is made good to first order.
 __device__ __forceinline__ float exp_negative(float x) {
   constexpr float kLog2eRest = 1.92596303e-8f, kLn2 = 0.693147182f;
   x = fmaxf(x,
@@ -60,8 +56,7 @@ __device__ __forceinline__ float exp_negative(float x) {
   return fmaf(power, lost * kLn2, power);
 }
 
-// a / b for a normal b > 0 whose reciprocal is normal too, within 2 units of
-// the last place; exact for powers of two.
+// a / b for a normal b > 0 whose reciprocal is normal too, within 2 units of the last place; exact for powers of two.
 __device__ __forceinline__ float divide(float a, float b) {
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(b));
@@ -73,8 +68,7 @@ __device__ __forceinline__ float sigmoid(float x) {
   return divide(x >= 0.0f ? 1.0f : power, 1.0f + power);
 }
 
-// What turns a logit into a score; `largest` and `sum` are the softmax's, over
-// the row.
+// What turns a logit into a score; `largest` and `sum` are the softmax's, over the row.
 struct Scoring {
   bool is_sigmoid;
   float largest, sum;
@@ -82,10 +76,13 @@ struct Scoring {
   __device__ __forceinline__ float operator()(float logit) const {
     return is_sigmoid ? sigmoid(logit) : divide(exp_negative(logit - largest), sum);
   }
+  // Another lane's, which has another row. By a whole warp.
+  __device__ __forceinline__ Scoring of_lane(int lane) const {
+    return {is_sigmoid, __shfl_sync(0xffffffffu, largest, lane), __shfl_sync(0xffffffffu, sum, lane)};
+  }
 };
 
-// A column's weight, and what capacity ranks it by. `denominator` is the sum of
-// the top-k's scores.
+// A column's weight, and what capacity ranks it by. `denominator` is the sum of the top-k's scores.
 struct Weighed {
   float weight, score;
 };

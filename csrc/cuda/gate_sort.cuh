@@ -1,8 +1,6 @@
-// A candidate (an expert and what ranks it), and the network that sorts a
-// lane's candidates in registers.
+// A candidate (an expert and what ranks it), and the network that sorts a lane's candidates in registers.
 //
-// An entry comes before another where its key is larger, or the keys are equal
-// and its expert is lower.
+// An entry comes before another where its key is larger, or the keys are equal and its expert is lower.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +10,7 @@
 
 namespace capmoe::cuda {
 
-// The key above the expert, which is inverted: the better entry is the larger
-// integer.
+// The key above the expert, which is inverted: the better entry is the larger integer.
 struct WideEntry {
   uint64_t bits;
   static constexpr bool kUnique = false;  // not by key alone
@@ -27,8 +24,7 @@ struct WideEntry {
   __device__ __forceinline__ float rank() const { return from_key(key()); }
 };
 
-// A 16-bit logit leaves the 13 lowest bits of its float free: the expert goes
-// there, and one integer says all.
+// A 16-bit logit leaves the 13 lowest bits of its float free: the expert goes there, and one integer says all.
 struct PackedEntry {
   uint32_t bits;
   static constexpr bool kUnique = true;
@@ -50,16 +46,24 @@ __device__ __forceinline__ bool is_allowed(Entry entry) {
   return entry.key() > kForbiddenKey;
 }
 
-// Puts the better of two entries first.
-template <class Entry>
-__device__ __forceinline__ void exchange(Entry& a, Entry& b) {
-  const auto first = max(a.bits, b.bits), second = min(a.bits, b.bits);
+// Puts the better of two entries first. kInOrder: every expert that `a` may be is lower than every one of `b`.
+template <bool kInOrder>
+__device__ __forceinline__ void exchange(WideEntry& a, WideEntry& b) {
+  const bool swap = kInOrder ? b.key() > a.key() : b.bits > a.bits;
+  const WideEntry first = swap ? b : a, second = swap ? a : b;
+  a = first;
+  b = second;
+}
+
+template <bool kInOrder>
+__device__ __forceinline__ void exchange(PackedEntry& a, PackedEntry& b) {
+  const uint32_t first = max(a.bits, b.bits), second = min(a.bits, b.bits);
   a.bits = first;
   b.bits = second;
 }
 
-// Batcher's odd-even merge of entries kBegin, kBegin + kStep, ... of the kCount
-// from kBegin on, whose two halves are sorted.
+// Batcher's odd-even merge of entries kBegin, kBegin + kStep, ... of the kCount from kBegin on, whose two halves are
+// sorted.
 template <int kBegin, int kCount, int kStep, class Entry, int kSize>
 __device__ __forceinline__ void merge(Entry (&entries)[kSize]) {
   if constexpr (2 * kStep < kCount) {
@@ -67,14 +71,14 @@ __device__ __forceinline__ void merge(Entry (&entries)[kSize]) {
     merge<kBegin + kStep, kCount, 2 * kStep>(entries);
 #pragma unroll
     for (int i = kBegin + kStep; i + kStep < kBegin + kCount; i += 2 * kStep) {
-      exchange(entries[i], entries[i + kStep]);
+      exchange<false>(entries[i], entries[i + kStep]);
     }
   } else {
-    exchange(entries[kBegin], entries[kBegin + kStep]);
+    exchange<true>(entries[kBegin], entries[kBegin + kStep]);
   }
 }
 
-// Sorts kCount entries from kBegin on, best first.
+// Sorts kCount entries from kBegin on, which come in the order of their experts, best first.
 template <int kBegin, int kCount, class Entry, int kSize>
 __device__ __forceinline__ void sort(Entry (&entries)[kSize]) {
   if constexpr (kCount > 1) {

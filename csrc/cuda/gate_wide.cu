@@ -1,3 +1,4 @@
+// A block of one warp has 32 consecutive tokens and takes them one after another, their keys in shared memory.
 #include "gate_groups.cuh"
 #include "gate_wide.cuh"
 
@@ -9,8 +10,7 @@ constexpr int kBlockTokens = 32;
 
 using WholeWarp = GateLayout<32, 1>;
 
-// The row of one warp. An expert's key is kForbiddenKey where it is forbidden,
-// 0 once it is chosen.
+// The row of one warp. An expert's key is kForbiddenKey where it is forbidden, 0 once it is chosen.
 struct WideRow {
   uint32_t* keys;    // [E]
   float* members;    // [E]: what groups are judged by
@@ -60,8 +60,8 @@ __device__ void rank_experts(const T* logits, const float* bias, const Gate& con
   __syncwarp();
 }
 
-// Columns [from, to): the best of the experts in [start, stop) that are left. A
-// lane looks through its own experts again only when its best was taken.
+// Columns [from, to): the best of the experts in [start, stop) that are left. A lane looks through its own experts
+// again only when its best was taken.
 __device__ void take_best(const Gate& config, const WideRow& row, int from, int to, int start, int stop) {
   constexpr uint32_t kNobody = 0xffffffffu;
   uint32_t key = 0, expert = kNobody;
@@ -126,7 +126,7 @@ __global__ __launch_bounds__(kThreads) void gate_wide_kernel(const T* logits, co
   const Marks marks{all_asks, all_top, keys, counters, false};
   extern __shared__ uint32_t wide_memory[];
   const int experts = static_cast<int>(config.num_experts);
-  const int locals = config.expand == Expand::local ? static_cast<int>(config.top_k) : static_cast<int>(config.columns);
+  const int ranked = config.expand == Expand::local ? static_cast<int>(config.top_k) : static_cast<int>(config.columns);
   WideRow row;
   row.keys = wide_memory;
   row.members = reinterpret_cast<float*>(row.keys + experts);
@@ -143,8 +143,8 @@ __global__ __launch_bounds__(kThreads) void gate_wide_kernel(const T* logits, co
     const T* own = logits + token * experts;
     const Scoring scoring = row_scoring(own, config);
     rank_experts(own, bias, config, scoring, row);
-    take_best(config, row, 0, locals, 0, experts);
-    take_best(config, row, locals, static_cast<int>(config.columns), static_cast<int>(config.local_start),
+    take_best(config, row, 0, ranked, 0, experts);
+    take_best(config, row, ranked, static_cast<int>(config.columns), static_cast<int>(config.local_start),
               static_cast<int>(config.local_stop));
     write_row(own, config, scoring, row, token, expert_ids, weights, scores, marks, asks, top);
   }

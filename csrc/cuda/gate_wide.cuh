@@ -12,8 +12,7 @@ __device__ __forceinline__ void clear_counters(const Marks& marks) {
   if (blockIdx.x == 0 && threadIdx.x < kSelectCounters) marks.counters[threadIdx.x] = 0;
 }
 
-// As gate(); `marks` is all null where nobody wants them. Throws
-// std::invalid_argument beyond kMaxWideExperts.
+// As gate(); `marks` is all null where nobody wants them. Throws std::invalid_argument beyond kMaxWideExperts.
 template <class T>
 void gate_wide(const T* logits, const float* bias, const Gate& config, int32_t* expert_ids, float* weights,
                float* scores, const Marks& marks, cudaStream_t stream);

@@ -26,6 +26,7 @@ struct GroupedGemm {
   int num_experts, depth, columns;
   Gating gating;
   int activation;
+  bool early;  // launched before what writes `in` has ended
 };
 
 // Which weight row of an expert the tile's row `row` is. Gated, 8 gate rows alternate with the 8 up rows of the same
@@ -59,7 +60,7 @@ class Loader {
     const bool any = piece_ < pieces_.count();
     const Piece piece = any ? pieces_[piece_] : Piece();
     if (any) begin_weights(piece);
-    if (any && column_ == 0) prefetch_weights();
+    if (any && product_.early && column_ == 0) prefetch_weights();
     wait_for_earlier_launches();  // which write the rows
     if (any) begin_rows(piece);
   }
@@ -70,13 +71,16 @@ class Loader {
       const uint32_t live = column_ + k_ < product_.depth ? live_ : 0;
       const uint32_t to = to_ + stage;
 #pragma unroll
-      for (int i = 0; i < Tile::kRowPasses; ++i) {
-        copy(to + i * Tile::kPass * Tile::kRowBytes, rows_[i] + k_, live >> i & 1);
-      }
-#pragma unroll
       for (int i = 0; i < Tile::kWeightPasses; ++i) {
         copy(to + (Tile::kRows + i * Tile::kPass) * Tile::kRowBytes, weights_ + i * weights_pass_ + k_,
-             live >> (Tile::kRowPasses + i) & 1);
+             bytes_of(live, Tile::kRowPasses + i));
+      }
+      const auto* in = reinterpret_cast<const char*>(product_.in + column_ + k_);
+      const int row_bytes = product_.depth * static_cast<int>(sizeof(T));
+#pragma unroll
+      for (int i = 0; i < Tile::kRowPasses; ++i) {
+        const auto* from = reinterpret_cast<const T*>(in + int64_t{rows_[i]} * row_bytes);
+        copy(to + i * Tile::kPass * Tile::kRowBytes, from, bytes_of(live, i));
       }
       k_ += Tile::kDepth;
       if (k_ >= product_.depth) {
@@ -111,15 +115,15 @@ class Loader {
     }
   }
 
+  // Only asks for the row numbers: there is a stage's time until they are used.
   __device__ void begin_rows(const Piece& piece) {
     const int first = thread_index() / Tile::kChunks;
 #pragma unroll
     for (int i = 0; i < Tile::kRowPasses; ++i) {
       const int row = first + i * Tile::kPass;
-      rows_[i] = product_.in;
+      rows_[i] = 0;
       if (row >= piece.rows) continue;
-      const int64_t from = product_.row_tokens ? product_.row_tokens[piece.row + row] : piece.row + row;
-      rows_[i] += from * product_.depth + column_;
+      rows_[i] = product_.row_tokens ? product_.row_tokens[piece.row + row] : piece.row + row;
       live_ |= 1u << i;
     }
   }
@@ -135,13 +139,18 @@ class Loader {
     }
   }
 
-  __device__ void copy(uint32_t to, const T* from, bool live) {
+  // 16 where bit i is set.
+  __device__ static int bytes_of(uint32_t live, int i) { return (i < 4 ? live << (4 - i) : live >> (i - 4)) & 16; }
+
+  // Of 16 bytes the first `bytes`, and zeros.
+  __device__ void copy(uint32_t to, const T* from, int bytes) {
     if constexpr (kAligned) {
-      cp_async16(to, from, live);
+      cp_async16(to, from, bytes);
     } else {
-      T chunk[Tile::kChunk];
+      alignas(16) T chunk[Tile::kChunk];
 #pragma unroll
-      for (int i = 0; i < Tile::kChunk; ++i) chunk[i] = live && column_ + k_ + i < product_.depth ? from[i] : T(0.0f);
+      for (int i = 0; i < Tile::kChunk; ++i)
+        chunk[i] = bytes > 0 && column_ + k_ + i < product_.depth ? from[i] : T(0.0f);
       const auto words = reinterpret_cast<const uint32_t (&)[4]>(chunk);
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                    "r"(words[3])
@@ -154,7 +163,7 @@ class Loader {
   int piece_, k_ = INT32_MAX;  // of the next stage; no piece is left where k_ is not less than the depth
   int column_;                 // of k, this thread's in a stage
   uint32_t to_, live_ = 0;     // live_: a bit for each pass, rows then weights, that reads anything
-  const T* rows_[Tile::kRowPasses];
+  int rows_[Tile::kRowPasses];
   const T* weights_;
   int64_t weights_pass_;
 };
@@ -253,10 +262,11 @@ template <class T, class Tile, bool kAligned>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     grouped_gemm_kernel(const T* in, const int32_t* row_tokens, const T* weights, const T* bias,
                         const int32_t* expert_offsets, const int32_t* tokens_per_expert, T* out, int num_experts,
-                        int depth, int columns, Gating gating, int activation) {
+                        int depth, int columns, Gating gating, int activation, bool early) {
   extern __shared__ __align__(1024) char shared[];
-  const GroupedGemm<T> product{in,  row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
-                               out, num_experts, depth,   columns, gating,         activation};
+  const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
+                               out,  num_experts, depth,   columns, gating,         activation,
+                               early};
   let_next_launch_begin();
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
   auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
@@ -283,6 +293,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       free = stage;
       stage = stage == kLast ? 0 : stage + Tile::kStageBytes;
     }
+    sums.finish();
     store<Tile, kAligned>(product, piece, sums, staging);
   }
 }

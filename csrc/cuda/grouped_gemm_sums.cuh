@@ -42,6 +42,8 @@ struct Sums {
 
   __device__ float& at(int slice, int group, int column) { return sums[slice / 2][group][slice % 2 * 2 + column]; }
 
+  __device__ void finish() {}
+
   __device__ void add(uint32_t stage) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -65,10 +67,14 @@ struct Sums {
 };
 
 // float32 by FMA: tensor cores would round the factors to 11 bits, and three products of halves still lose the last.
+// Sums of 64 products are added to the whole: one chain of thousands would lose several bits more.
 template <class Tile>
 struct Sums<float, Tile> {
   static constexpr int kSlices = Tile::kSlices, kGroups = Tile::kGroups;
+  static constexpr int kPartStages = 64 / Tile::kDepth;
 
+  float parts[kSlices][kGroups] = {};
+  int added = 0;  // stages of `parts`
   float sums[kSlices][kGroups];
   int a[2], b;  // this lane's bytes of the stage for its first two rows and first weight row, at the first chunk
 
@@ -104,7 +110,7 @@ struct Sums<float, Tile> {
         const float4 weights = load(from_b + j * 8 * Tile::kRowBytes);
 #pragma unroll
         for (int i = 0; i < kSlices; ++i) {
-          float& sum = sums[i][j];
+          float& sum = parts[i][j];
           sum = fmaf(rows[i].x, weights.x, sum);
           sum = fmaf(rows[i].y, weights.y, sum);
           sum = fmaf(rows[i].z, weights.z, sum);
@@ -112,6 +118,19 @@ struct Sums<float, Tile> {
         }
       }
     }
+    if (++added == kPartStages) finish();
+  }
+
+  __device__ void finish() {
+#pragma unroll
+    for (int i = 0; i < kSlices; ++i) {
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j) {
+        sums[i][j] += parts[i][j];
+        parts[i][j] = 0.0f;
+      }
+    }
+    added = 0;
   }
 };
 

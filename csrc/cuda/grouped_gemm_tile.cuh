@@ -46,11 +46,11 @@ struct Tile {
   }
 };
 
-// The tiles by how many rows an expert is expected to have.
+// By how many rows an expert is expected to have. Unaligned: for rows that are no whole 16-byte chunks.
 template <class T>
-struct Tiles {  // by how many rows an expert is expected to have: rows, weights, depth, stages, of a warp, blocks
+struct Tiles {
   using Few = Tile<T, 16, 64, 64, 8, 16, 16, 2>;
-  using Some = Tile<T, 64, 128, 64, 4, 32, 32, 2>;
+  using Some = Tile<T, 64, 128, 64, 3, 32, 32, 2>;
   using Many = Tile<T, 128, 128, 32, 4, 64, 64, 2>;
   using Unaligned = Tile<T, 64, 128, 64, 2, 32, 32, 1>;
 };
@@ -58,9 +58,9 @@ struct Tiles {  // by how many rows an expert is expected to have: rows, weights
 template <>
 struct Tiles<float> {
   using Few = Tile<float, 16, 64, 32, 8, 16, 16, 2>;
-  using Some = Tile<float, 64, 128, 16, 4, 32, 32, 2>;
-  using Many = Tile<float, 128, 128, 16, 4, 32, 64, 1>;
-  using Unaligned = Tile<float, 64, 128, 16, 2, 32, 32, 2>;
+  using Some = Tile<float, 64, 128, 16, 4, 32, 32, 1>;
+  using Many = Tile<float, 128, 128, 32, 3, 32, 64, 1>;
+  using Unaligned = Tile<float, 64, 128, 16, 2, 32, 32, 1>;
 };
 
 // Rows [row, row + rows) of the packed buffer, all of one expert, times its weights from output column `column` on.

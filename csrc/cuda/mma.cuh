@@ -13,9 +13,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 16 bytes to shared memory in the background, or writes zeros and reads nothing.
-__device__ __forceinline__ void cp_async16(uint32_t to, const void* from, bool live) {
-  const int bytes = live ? 16 : 0;
+// Writes 16 bytes to shared memory in the background: as many as `bytes` says from global memory, then zeros.
+__device__ __forceinline__ void cp_async16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 

@@ -7,11 +7,12 @@ namespace capmoe::cuda {
 namespace {
 
 // Beyond these one block takes longer than gate and select on many.
-constexpr int64_t kMaxPairs = 2048, kMaxLogits = 8192;
+constexpr int64_t kMaxPairs = 1024, kMaxLogits = 4096;
 constexpr int64_t kMaxBytes = 96 * 1024;  // a block may have them on every architecture from sm_80 on
 
 template <class Layout>
 int warps_for(const Select& select) {
+  if (capacity_of(select, select.tokens) < select.tokens) return kRouteWarps;  // which share the experts
   const int64_t rows = ceil_div(select.tokens, Layout::kRows), pairs = ceil_div(select.tokens * select.columns, 128);
   return static_cast<int>(std::clamp<int64_t>(std::max(rows, pairs), 1, kRouteWarps));
 }

@@ -1,6 +1,8 @@
 // Capacity and prefix-sum slots. The semantics are those of reference/select.py.
 #include <algorithm>
+#include <atomic>
 
+#include "select_apart.cuh"
 #include "select_kernel.cuh"
 
 namespace capmoe::cuda {
@@ -12,28 +14,33 @@ int64_t words_of(const Select& config) { return ceil_div(config.tokens, 32); }
 
 size_t slot_bytes(const Select& config) { return align_up(sizeof(SlotWord) * config.num_experts * words_of(config)); }
 
-constexpr int kTeamWarps = 4;
-
-// Warps decide budgets that few ask for, and number those that nothing bounds; else a block decides each.
-bool by_warp(const Select& config) {
+// Warps of the teams that decide budgets: the more ask for one, the more of them; one also numbers what nothing bounds.
+int team_warps(const Select& config) {
   const bool bounded = capacity_of(config, config.tokens) < config.tokens;
-  const int64_t pairs = config.tokens * config.columns * config.unit;
-  return pairs <= (bounded ? 256 : 8192) * config.num_experts;
+  const int64_t asks = config.tokens * config.columns * config.unit / config.num_experts;
+  if (asks <= (bounded ? 256 : 8192)) return 1;
+  return asks <= 2048 ? 4 : 16;
+}
+
+// Whether every block can afford to count all marks itself, and nothing but counting is asked.
+bool stands_apart(const Select& config, bool masked) {
+  constexpr int64_t kMaxWords = 4096, kMaxExperts = 1024;
+  return capacity_of(config, config.tokens) >= config.tokens && !masked && config.reroute_rounds == 1 &&
+         config.max_per_token >= config.columns && config.tokens > 0 && config.num_experts <= kMaxExperts &&
+         config.num_experts * words_of(config) <= kMaxWords;
 }
 
 // Blocks that have something to do; the kernel is right with any number.
-int64_t useful_blocks(const Select& config, int team_warps) {
+int64_t useful_blocks(const Select& config, int warps) {
   if (config.tokens == 0) return 1;  // nobody has zeroed the barrier
-  const int threads = select_threads(team_warps);
-  const int64_t teams = threads / (32 * team_warps), budgets = config.num_experts / config.unit;
-  const int64_t together = team_warps == 1 && config.unit == 1 ? std::max<int64_t>(128 / words_of(config), 1) : 1;
-  const int64_t deciding = ceil_div(budgets, teams * std::min<int64_t>(together, 32));
+  const int threads = select_threads(warps);
+  const int64_t deciding = ceil_div(config.num_experts / config.unit, threads / (32 * warps));
   return std::max(deciding, ceil_div(config.tokens, chunk_tokens(threads, static_cast<int>(config.columns))));
 }
 
 int multiprocessors() {
   constexpr int kMost = 64;
-  static int known[kMost] = {};
+  static std::atomic<int> known[kMost] = {};
   int device = 0, count = 0;
   check_cuda(cudaGetDevice(&device), "select");
   if (device < kMost && known[device] > 0) return known[device];
@@ -46,7 +53,7 @@ template <class Id, int kWarps>
 void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
   auto* kernel = &select_kernel<Id, kWarps>;
   const size_t shared = sizeof(int) * (problem.config.num_experts + 1);
-  if (shared > 16 * 1024) {
+  if (shared > 4 * 1024) {
     const int bytes = static_cast<int>(shared);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "select");
   }
@@ -67,6 +74,13 @@ void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
   }
 }
 
+template <class Id>
+void launch_apart(const SelectProblem<Id>& problem, cudaStream_t stream) {
+  const auto blocks = static_cast<unsigned>(ceil_div(problem.tokens, kApartTokens));
+  select_apart_kernel<<<blocks, kApartThreads, ApartMemory::bytes(problem.experts), stream>>>(problem);
+  check_cuda(cudaGetLastError(), "select");
+}
+
 }  // namespace
 
 size_t select_scratch(const Select& config) { return slot_bytes(config) + sizeof(uint32_t) * words_of(config); }
@@ -80,10 +94,17 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
   auto* mask_words = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + slot_bytes(config));
   const auto problem =
       select_problem(ids, weights, scores, token_mask, token_priority, config, marks, slots, mask_words, out);
-  if (by_warp(config)) {
-    launch<Id, 1>(problem, stream);
-  } else {
-    launch<Id, kTeamWarps>(problem, stream);
+  if (stands_apart(config, token_mask != nullptr)) {
+    launch_apart(problem, stream);
+    return;
+  }
+  switch (team_warps(config)) {
+    case 1:
+      return launch<Id, 1>(problem, stream);
+    case 4:
+      return launch<Id, 4>(problem, stream);
+    default:
+      return launch<Id, 16>(problem, stream);
   }
 }
 

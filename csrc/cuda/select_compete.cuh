@@ -48,8 +48,11 @@ __device__ void decide_all(const Team<kWarps>& block, const Problem& problem, in
 template <class Problem>
 __device__ void decide_all(const Team<1>& warp, const Problem& problem, int64_t budget, bool first_time) {
   const bool alone = problem.unit == 1;
-  const int lanes = alone ? lanes_per_row(problem.words) : 32, each = alone ? 32 / lanes : problem.unit;
-  const int own = blockIdx.x + threadIdx.x / 32 * gridDim.x, warps = gridDim.x * (blockDim.x / 32);
+  const int warps = gridDim.x * (blockDim.x / 32), own = blockIdx.x + threadIdx.x / 32 * gridDim.x;
+  int lanes = alone ? lanes_per_row(problem.words) : 32;
+  // Where warps abound, fewer experts each: those over their budget are decided one after the other.
+  while (lanes < 32 && warps * (32 / lanes) >= 2 * problem.experts) lanes *= 2;
+  const int each = alone ? 32 / lanes : problem.unit;
 #pragma unroll 1
   for (int first = own * each; first < problem.experts; first += warps * each) {
     const int asked = alone ? number_rows_at_once(problem, first, lanes, first_time).asks

@@ -13,6 +13,11 @@ constexpr int kFewExperts = 512;  // whose offsets a warp adds up
 // Where warps decide, a block has eight; else it is one team.
 __host__ __device__ constexpr int select_threads(int team_warps) { return team_warps == 1 ? 256 : 32 * team_warps; }
 
+// Keys of an expert that fit in a team's shared memory.
+__host__ __device__ constexpr int listed_keys(int team_warps) {
+  return team_warps == 1 ? 512 : team_warps < 16 ? 4096 : 10240;
+}
+
 // Asks of the next round, or none: out.rows says which pairs have asked so far.
 template <class Problem>
 __device__ bool next_round(const Problem& problem, GridBarrier& barrier, int64_t round, uint32_t& asked) {
@@ -61,26 +66,21 @@ template <int kTeamWarps, class Problem>
 __device__ __forceinline__ void select_tokens(const Problem& problem, const TeamMemory& memory, int* offsets) {
   decide(Team<kTeamWarps>(memory), problem);
   constexpr int kBlockWarps = select_threads(kTeamWarps) / 32;
+  const int* counts = problem.out.tokens_per_expert;
   if (problem.experts > kFewExperts) {
-    scan_offsets(Team<kBlockWarps>(memory), problem, offsets);
+    scan_offsets(Team<kBlockWarps>(memory), problem, counts, offsets);
   } else if (threadIdx.x < 32) {
-    scan_offsets(Team<1>(memory), problem, offsets);
+    scan_offsets(Team<1>(memory), problem, counts, offsets);
   }
   __syncthreads();
-  if (blockIdx.x == 0) {
-    for (int e = threadIdx.x; e <= problem.experts; e += blockDim.x) problem.out.expert_offsets[e] = offsets[e];
-  }
-  pad_rows(problem, offsets);
-  if (problem.by_four) {
-    finish_tokens<4>(problem, offsets);
-  } else {
-    finish_tokens<1>(problem, offsets);
-  }
+  finish_experts(problem, counts, offsets);
+  finish_tokens(problem, offsets, chunk_tokens(blockDim.x, problem.columns),
+                [&](int expert, int word) { return problem.slots[problem.word(expert, word)]; });
 }
 
 template <int kTeamWarps, class Problem>
 __device__ __forceinline__ void select_in_static_memory(const Problem& problem, int* offsets) {
-  constexpr int kTeams = select_threads(kTeamWarps) / (32 * kTeamWarps), kListed = kTeamWarps == 1 ? 512 : 4096;
+  constexpr int kTeams = select_threads(kTeamWarps) / (32 * kTeamWarps), kListed = listed_keys(kTeamWarps);
   __shared__ uint32_t bins[kTeams * kBins], lists[kTeams * kListed];
   __shared__ int partial[select_threads(kTeamWarps) / 32 + 3];
   select_tokens<kTeamWarps>(problem, TeamMemory{bins, lists, kListed, partial}, offsets);

@@ -15,37 +15,36 @@ __host__ __device__ inline int chunk_tokens(int threads, int columns) {
 }
 
 template <class Problem>
-__device__ int rows_of(const Problem& problem, int expert) {
+__device__ int rows_of(const Problem& problem, int count) {
   const Select& config = problem.config;
   if (config.padded_rows >= 0) return static_cast<int>(config.padded_rows);
-  const int count = problem.out.tokens_per_expert[expert];
   if (config.row_alignment == 1) return count;
   const int align = static_cast<int>(config.row_alignment);
   return (count + align - 1) / align * align;
 }
 
-// offsets [E + 1] in shared memory: each thread of the team adds up consecutive experts.
+// offsets [E + 1] in shared memory of experts that keep `counts`: each thread of the team adds up consecutive ones.
 template <class Team, class Problem>
-__device__ void scan_offsets(const Team& team, const Problem& problem, int* offsets) {
+__device__ void scan_offsets(const Team& team, const Problem& problem, const int* counts, int* offsets) {
   const int each = (problem.experts + Team::kSize - 1) / Team::kSize, first = team.rank() * each;
   const int last = min(first + each, problem.experts);
   int own = 0, all = 0;
-  for (int expert = first; expert < last; ++expert) own += rows_of(problem, expert);
+  for (int expert = first; expert < last; ++expert) own += rows_of(problem, counts[expert]);
   int end = team.exclusive_scan(own, &all);
   for (int expert = first; expert < last; ++expert) {
     offsets[expert] = end;
-    end += rows_of(problem, expert);
+    end += rows_of(problem, counts[expert]);
   }
   if (team.rank() == 0) offsets[problem.experts] = all;
 }
 
 // -1 in every row that no token has: the end of each expert's rows, and of the buffer.
 template <class Problem>
-__device__ void pad_rows(const Problem& problem, const int* offsets) {
+__device__ void pad_rows(const Problem& problem, const int* counts, const int* offsets) {
   const int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
   if (problem.config.padded_rows >= 0 || problem.config.row_alignment > 1) {
     for (int expert = thread / 32; expert < problem.experts; expert += threads / 32) {
-      const int start = offsets[expert] + problem.out.tokens_per_expert[expert];
+      const int start = offsets[expert] + counts[expert];
       const int end = min(offsets[expert + 1], problem.rows);
       for (int row = start + lane_id(); row < end; row += 32) problem.out.row_tokens[row] = -1;
     }
@@ -77,14 +76,11 @@ __device__ __forceinline__ void store_each(T* to, const T (&values)[kCount]) {
   }
 }
 
-// The row of a token at an expert, or -1.
-template <class Problem>
-__device__ __forceinline__ int row_of(const Problem& problem, const int* offsets, int token, int expert) {
-  if (expert < 0) return -1;
-  const SlotWord slot = problem.slots[problem.word(expert, token / 32)];
+// The row of a token at an expert that keeps it, else -1.
+__device__ __forceinline__ int row_of(SlotWord slot, int offset, int token) {
   const uint32_t bit = 1u << (token % 32);
   if ((slot.kept & bit) == 0) return -1;
-  return offsets[expert] + static_cast<int>(slot.before) + __popc(slot.kept & (bit - 1));
+  return offset + static_cast<int>(slot.before) + __popc(slot.kept & (bit - 1));
 }
 
 // Which of a token's columns [column, column + kCount) list an expert that an earlier column lists.
@@ -109,10 +105,11 @@ __device__ __forceinline__ void find_repeats(const Id* row, int column, const Id
   }
 }
 
-// Experts, weights and rows of a token's columns [column, column + kCount), and the rows' tokens.
-template <int kCount, class Id>
+// Experts, weights and rows of a token's columns [column, column + kCount), and the rows' tokens. slot_of(expert, word)
+// is what select has decided.
+template <int kCount, class Id, class SlotOf>
 __device__ __forceinline__ void finish_pairs(const SelectProblem<Id>& problem, const int* offsets, int token,
-                                             int column) {
+                                             int column, SlotOf slot_of) {
   const size_t pair = problem.pair(token, column);
   alignas(16) Id ids[kCount];
   alignas(16) int experts[kCount], rows[kCount];
@@ -128,7 +125,7 @@ __device__ __forceinline__ void finish_pairs(const SelectProblem<Id>& problem, c
     const bool used = real && !repeats[i] && ids[i] >= 0 && ids[i] < problem.experts;
     const bool asked = used && !(problem.reroutes() && rows[i] == 0);
     const int expert = asked ? static_cast<int>(ids[i]) : -1;
-    const int row = row_of(problem, offsets, token, expert);
+    const int row = expert < 0 ? -1 : row_of(slot_of(expert, token / 32), offsets[expert], token);
     experts[i] = expert < 0 ? problem.experts : expert;
     rows[i] = row;
     if (row < 0) weights[i] = 0.0f;
@@ -150,22 +147,42 @@ __device__ void renormalize(const Problem& problem, int token) {
   for (int j = 0; j < problem.columns; ++j) weights[j] = weights[j] / total * problem.config.kept_weight_sum;
 }
 
-template <int kCount, class Problem>
-__device__ void finish_tokens(const Problem& problem, const int* offsets) {
-  const int chunk = chunk_tokens(blockDim.x, problem.columns);
+// Tokens [start, start + count), by a block.
+template <int kCount, class Problem, class SlotOf>
+__device__ __forceinline__ void finish_chunk(const Problem& problem, const int* offsets, int start, int count,
+                                             SlotOf slot_of) {
   const unsigned groups = problem.columns / kCount;
   // i / groups is __umulhi(i, inverse): i and groups are small.
   const unsigned inverse = groups > 1 ? 0xffffffffu / groups + 1 : 0;
+  for (unsigned i = threadIdx.x; i < count * groups; i += blockDim.x) {
+    const unsigned token = groups > 1 ? __umulhi(i, inverse) : i;
+    finish_pairs<kCount>(problem, offsets, start + token, (i - token * groups) * kCount, slot_of);
+  }
+  if (problem.config.kept_weight_sum < 0) return;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) renormalize(problem, start + i);
+}
+
+template <class Problem, class SlotOf>
+__device__ __forceinline__ void finish_tokens(const Problem& problem, const int* offsets, int chunk, SlotOf slot_of) {
+#pragma unroll 1
   for (int start = blockIdx.x * chunk; start < problem.tokens; start += gridDim.x * chunk) {
     const int count = min(chunk, problem.tokens - start);
-    for (unsigned i = threadIdx.x; i < count * groups; i += blockDim.x) {
-      const unsigned token = groups > 1 ? __umulhi(i, inverse) : i;
-      finish_pairs<kCount>(problem, offsets, start + token, (i - token * groups) * kCount);
+    if (problem.by_four) {
+      finish_chunk<4>(problem, offsets, start, count, slot_of);
+    } else {
+      finish_chunk<1>(problem, offsets, start, count, slot_of);
     }
-    if (problem.config.kept_weight_sum < 0) continue;
-    __syncthreads();
-    for (int i = threadIdx.x; i < count; i += blockDim.x) renormalize(problem, start + i);
   }
+}
+
+// Where every expert's rows begin, for all; its counts are of shared or global memory.
+template <class Problem>
+__device__ __forceinline__ void finish_experts(const Problem& problem, const int* counts, const int* offsets) {
+  if (blockIdx.x == 0) {
+    for (int e = threadIdx.x; e <= problem.experts; e += blockDim.x) problem.out.expert_offsets[e] = offsets[e];
+  }
+  pad_rows(problem, counts, offsets);
 }
 
 }  // namespace capmoe::cuda

@@ -20,13 +20,10 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-// How wgmma is told of rows of kRowBytes, swizzled as Tile::offset() does from a multiple of 1024 bytes on.
-template <int kRowBytes>
+// How wgmma is told of rows of 128 bytes, swizzled as Tile::offset() does from a multiple of 1024 bytes on.
 __device__ __forceinline__ uint64_t wgmma_operand(uint32_t address) {
-  static_assert(kRowBytes == 64 || kRowBytes == 128);
-  constexpr uint64_t kSwizzle = uint64_t{kRowBytes == 128 ? 1 : 2} << 62,
-                     kEightRows = uint64_t{8 * kRowBytes >> 4} << 32;
-  return kSwizzle | kEightRows | (address & 0x3FFFF) >> 4;
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
+  return kSwizzle128 | kEightRows | (address & 0x3FFFF) >> 4;
 }
 
 #define CAPMOE_FOUR(s, g) "+f"(s[g][0]), "+f"(s[g][1]), "+f"(s[g][2]), "+f"(s[g][3])

@@ -1,0 +1,223 @@
+"""Launches of the CUDA backend's mark and select kernels on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import capmoe_kernels as cm
+from capmoe_kernels import reference
+from capmoe_kernels.bounds import select_rows
+from checks import same_bits
+from cuda_on_cpu import Const, compile_cuda, emulate
+
+SOURCES = Path(__file__).parent.parent / "csrc" / "cuda"
+COUNTERS = 4
+# Of a block of select, by the warps that decide a budget together. 0: blocks that need no barrier.
+THREADS = {1: 256, 4: 128, 16: 512, 0: 256}
+POLICIES = ("score", "keep_first", "keep_last", "random")
+OUTPUTS = (
+    "expert_ids",
+    "weights",
+    "rows",
+    "row_tokens",
+    "expert_offsets",
+    "tokens_per_expert",
+    "demand_per_expert",
+)
+
+# The emulator knows tensors only as arguments of their own, so pointers are passed one by one.
+OUT = """int32_t* expert_ids, float* out_weights, int32_t* rows, int32_t* row_tokens,
+    int32_t* offsets, int32_t* counts, int32_t* demand"""
+SELECTION = "expert_ids, out_weights, rows, row_tokens, offsets, counts, demand"
+SELECT = """
+extern "C" __global__ void __launch_bounds__({threads}) select_{id}_{warps}(
+    const {id}* ids, const float* weights, const float* scores, const bool* mask,
+    const int64_t* priority, const __grid_constant__ capmoe::Select config, uint32_t* asks,
+    uint32_t* top, uint32_t* keys, uint32_t* counters, int repeats, SlotWord* slots,
+    uint32_t* mask_words, {out}) {{
+  extern __shared__ uint4 shared[];
+  const auto problem = select_problem(
+      ids, weights, scores, mask, priority, config, {{asks, top, keys, counters, repeats != 0}},
+      slots, mask_words, {{{selection}}});
+  {body};
+}}
+"""
+BODIES = {
+    0: "select_apart(problem, shared)",
+    1: "select_in_static_memory<1>(problem, reinterpret_cast<int*>(shared))",
+    4: "select_in_static_memory<4>(problem, reinterpret_cast<int*>(shared))",
+    16: "select_in_static_memory<16>(problem, reinterpret_cast<int*>(shared))",
+}
+
+
+def compiled(headers: tuple[str, ...], entries: str) -> str:
+    """PTX of entries that include headers of csrc/cuda; a changed source is compiled again."""
+    files = [SOURCES.parent / "options.h", *sorted(SOURCES.glob("*.*h")), SOURCES / "mark.cu"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    text = f"// {digest}\n" + "".join(f'#include "{name}"\n' for name in headers)
+    return compile_cuda(text + "using namespace capmoe::cuda;\n" + entries, flags=(f"-I{SOURCES}",))
+
+
+@functools.cache
+def module() -> str:
+    entries = ""
+    for id_type in ("int32_t", "int64_t"):
+        for warps, threads in THREADS.items():
+            place = {"id": id_type, "warps": warps, "threads": threads, "body": BODIES[warps]}
+            entries += SELECT.format(**place, out=OUT, selection=SELECTION)
+    return compiled(("mark.cu", "select_apart.cuh", "select_kernel.cuh"), entries)
+
+
+@functools.cache
+def kernel(name: str):
+    return emulate(module(), name)
+
+
+def mark_kernel(id_type: str):
+    mangled = {"int32_t": "IiE", "int64_t": "IlE"}[id_type]
+    return kernel(re.search(rf"\.entry (\w+mark_kernel{mangled}\w+)", module())[1])
+
+
+class Bound(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("numerator", "denominator", "limit")),
+        ("ceil", ctypes.c_bool),
+    )
+
+
+class Select(ctypes.Structure):
+    """struct Select of options.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "columns", "num_experts", "top_k")),
+        ("bound", Bound),
+        *((name, ctypes.c_int64) for name in ("unit", "max_per_token", "reroute_rounds")),
+        *((name, ctypes.c_int64) for name in ("row_alignment", "padded_rows", "rows")),
+        ("policy", ctypes.c_int),
+        ("topk_first", ctypes.c_bool),
+        ("seed", ctypes.c_uint64),
+        ("kept_weight_sum", ctypes.c_float),
+    )
+
+
+@dataclass
+class Asked:
+    """One call of capmoe::select; ``rounds`` and ``topk_first`` as the op has them."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    scores: torch.Tensor
+    num_experts: int
+    capacity: cm.Capacity = field(default_factory=cm.Capacity)
+    top_k: int | None = None
+    token_mask: torch.Tensor | None = None
+    token_priority: torch.Tensor | None = None
+    kept_weight_sum: float | None = None
+    layout: str = "packed"
+    row_alignment: int = 1
+    rounds: int = 1
+    topk_first: bool = False
+    reports: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.top_k = self.ids.shape[1] if self.top_k is None else self.top_k
+
+    @property
+    def num_rows(self) -> int:
+        c, (tokens, columns) = self.capacity, self.ids.shape
+        per_token = self.top_k if self.rounds > 1 else columns
+        most = min(per_token, c.max_experts_per_token or per_token)
+        bound = (c.ratio, c.limit, c.rounding, c.experts_per_device or 1)
+        rest = (*bound, self.layout, self.row_alignment)
+        return select_rows(tokens, self.num_experts, self.top_k, most, *rest)
+
+    def expected(self) -> dict:
+        c = self.capacity
+        out = reference.select(
+            *(self.ids, self.weights, self.scores, self.token_mask, self.token_priority),
+            *(self.num_experts, self.top_k, c.ratio, c.limit, c.rounding, c.policy),
+            *("topk_first" if self.topk_first else "score", c.max_experts_per_token, self.rounds),
+            *(c.experts_per_device or 1, c.seed, self.kept_weight_sum),
+            *(self.layout, self.row_alignment, self.num_rows),
+        )
+        return dict(zip(OUTPUTS, out, strict=True))
+
+    def config(self) -> Select:
+        c, (tokens, columns) = self.capacity, self.ids.shape
+        limit = -1 if c.limit is None else c.limit
+        bound = Bound(*(c.ratio or (0, 0)), limit, c.rounding == "ceil")
+        padded = self.num_rows // self.num_experts if self.layout == "padded" else -1
+        total = -1.0 if self.kept_weight_sum is None else self.kept_weight_sum
+        return Select(
+            *(tokens, columns, self.num_experts, self.top_k, bound, c.experts_per_device or 1),
+            *(c.max_experts_per_token or columns, self.rounds, self.row_alignment, padded),
+            *(self.num_rows, POLICIES.index(c.policy), self.topk_first, c.seed, total),
+        )
+
+    def poisoned_outputs(self) -> dict:
+        pairs, experts = self.ids.shape, self.num_experts
+        shapes = (pairs, pairs, pairs, (self.num_rows,), (experts + 1,), (experts,), (experts,))
+        out = {name: poisoned(*shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
+        return out | {"weights": torch.full(pairs, float("nan"))}
+
+    def _mark(self, id_type: str, marks: tuple, seed: int) -> None:
+        words = 8
+        per_word = 4 * self.num_experts * (1 if marks[1] is None else 2)
+        while words > 1 and words * per_word > 48 * 1024:
+            words //= 2
+        launch = mark_kernel(id_type)[-(-self.ids.shape[0] // (32 * words)), 256, words * per_word]
+        inputs = (Const(self.ids), Const(self.scores), bytes(self.config()))
+        self.reports.append(launch(*inputs, *marks, words, seed=seed))
+
+    def run(self, warps: int = 1, blocks: int = 3, seed: int = 0, repeats: bool = True) -> dict:
+        """The outputs of mark and select; memory is poisoned first."""
+        tokens, columns = self.ids.shape
+        words = -(-tokens // 32) * self.num_experts
+        sizes = (words, words, self.num_experts * tokens, COUNTERS)
+        asks, top, keys, counters = (poisoned(size) for size in sizes)
+        top = None if self.top_k == columns else top
+        keys = keys if self.capacity.policy == "score" else None
+        id_type = {torch.int32: "int32_t", torch.int64: "int64_t"}[self.ids.dtype]
+        if tokens > 0:
+            self._mark(id_type, (asks, top, keys, counters), seed)
+        out = self.poisoned_outputs()
+        shared = 4 * (self.num_experts + 1)
+        if warps == 0:
+            blocks, shared = -(-tokens // 128), shared + 36 * self.num_experts
+        grid = (blocks if tokens else 1, THREADS[warps], shared)
+        launch = kernel(f"select_{id_type}_{warps}")[grid]
+        report = launch(
+            *(Const(self.ids), Const(self.weights), Const(self.scores)),
+            *(constant(self.token_mask), constant(self.token_priority), bytes(self.config())),
+            *(asks, constant(top), constant(keys), counters, int(repeats)),
+            *(poisoned(2 * words), poisoned(-(-tokens // 32)), *out.values()),
+            seed=seed,
+            resident=blocks,
+        )
+        self.reports.append(report)
+        assert [report.warnings for report in self.reports] == [[]] * len(self.reports)
+        return out
+
+    def assert_selected(self, got: dict) -> None:
+        """Integers and plain weights bit for bit; rescaled weights within the last bit."""
+        expected = self.expected()
+        for name in OUTPUTS:
+            if name == "weights" and self.kept_weight_sum is not None:
+                torch.testing.assert_close(got[name], expected[name], rtol=1.2e-7, atol=0)
+            else:
+                assert same_bits(got[name], expected[name]), name
+
+
+def poisoned(*shape) -> torch.Tensor:
+    return torch.full(shape, -0x5A5A5A5A, dtype=torch.int32)
+
+
+def constant(tensor):
+    return None if tensor is None else Const(tensor)
