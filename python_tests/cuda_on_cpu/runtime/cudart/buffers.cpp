@@ -61,6 +61,15 @@ void add_memory(void* base, size_t bytes) {
   memory[address_of(base)] = {address_of(base), bytes, 0, 0, nullptr};
 }
 
+bool drop_memory(void* base) {
+  const std::lock_guard lock(guard);
+  const auto found = memory.find(address_of(base));
+  if (found == memory.end()) return false;
+  delete[] found->second.written;
+  memory.erase(found);
+  return true;
+}
+
 void forget_contents(void* base) {
   const std::lock_guard lock(guard);
   Extent& one = memory.at(address_of(base));
@@ -71,15 +80,6 @@ void mark_written(const void* pointer, size_t bytes) {
   const std::lock_guard lock(guard);
   const Extent* found = find(pointer);
   if (found && found->written) std::fill_n(found->written + (address_of(pointer) - found->base), bytes, 1);
-}
-
-bool drop_memory(void* base) {
-  const std::lock_guard lock(guard);
-  const auto found = memory.find(address_of(base));
-  if (found == memory.end()) return false;
-  delete[] found->second.written;
-  memory.erase(found);
-  return true;
 }
 
 }  // namespace standin
