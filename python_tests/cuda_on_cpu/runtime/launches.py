@@ -89,12 +89,29 @@ def static_facts(standin, module: int, name: str, with_registers: bool) -> dict[
     }
 
 
+class Extent(ctypes.Structure):
+    """Of cudart/buffers.cpp."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("read_only", ctypes.c_int32),
+        ("pad", ctypes.c_int32),
+        ("written", ctypes.c_void_p),
+    )
+
+
 def current_buffers(standin: ctypes.CDLL) -> list[Buffer]:
     """All that device code may touch."""
-    room = standin.standin_buffers(None, 0)
-    array = (Buffer * max(room, 1))()
-    standin.standin_buffers(array, room)
-    return [array[k] for k in range(room)]
+    room = standin.standin_buffers(None, ctypes.c_uint64(0))
+    array = (Extent * max(room, 1))()
+    standin.standin_buffers(array, ctypes.c_uint64(room))
+    buffers = []
+    for extent in array[:room]:
+        buffer = Buffer(extent.base, extent.size, extent.read_only)
+        buffer.written = extent.written
+        buffers.append(buffer)
+    return buffers
 
 
 def read_arguments(kernel: Kernel, args) -> list[bytes]:
