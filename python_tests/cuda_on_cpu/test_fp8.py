@@ -121,6 +121,8 @@ def test_pack(bits, sign):
         "cvt.rn.satfinite.f32.f64 f0, x0;",
         "cvt.pack.u8.s32.b32 t0, t1, t2, t3;",
         "cvt.pack.sat.u8.s32 t0, t1, t2;",
+        "cvt.pack.sat.u8.u32.b32 t0, t1, t2, t3;",
+        "cvt.rn.satfinite.tf32.f32 t0, f0;",
     ],
 )
 def test_what_there_is_not(code):

@@ -76,6 +76,7 @@ void meet(Warp& w, const Inst& i) {
   std::fill_n(w.state, kLanes, Lane::at_warpgroup);
   if (!all_here(w, i)) return;
   handler(i.handler).run(first_warp(w), i, ~0u);
+  w.block->machine->running = &w;  // the handler has named each of the four in turn
   resume_all(*w.block);
 }
 
