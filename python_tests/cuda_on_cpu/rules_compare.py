@@ -58,6 +58,8 @@ def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
         return convert_float8(low, parts, operands)
     if "satfinite" in parts and (source != "f32" or to not in ("tf32", "f16", "bf16", *PAIRS)):
         raise low.unsupported(f".satfinite from {source} to {to}")
+    if "satfinite" in parts and to == "tf32" and "rna" not in parts:
+        raise low.unsupported(".satfinite to tf32, unless .rna, before sm_100")
     mode = next((ROUNDING[p] for p in parts if p in ROUNDING), 0)
     integral = any(p in ("rni", "rzi", "rmi", "rpi") for p in parts)
     flags = ("ftz" in parts) | ("sat" in parts) << 1 | ("relu" in parts) << 2 | integral << 3

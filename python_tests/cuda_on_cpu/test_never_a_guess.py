@@ -21,7 +21,7 @@ from cuda_on_cpu.ptx_snippets import launch, module, zeros
         "bfe.sat.u32 t0, t1, t2, t3;",
         "set.eq.f16.f16 h0, h1, h2;",
         "vote.all.pred p0, p1;",
-        "mul24.lo.u32 t0, t1, t2;",
+        "vadd.s32.s32.s32 t0, t1, t2;",
         "mma.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {f0,f1,f2,f3},"
         " {t0,t1,t2,t3,t4,t5,t6,t7}, {t0,t1,t2,t3}, {f0,f1,f2,f3};",
         "ld.global.b128 x0, [g0];",

@@ -47,8 +47,8 @@ class Runner {
         const bool for_group = w.state[lane] == Lane::at_warpgroup;
         const bool parked = for_group || w.state[lane] == Lane::at_sync;
         const int at = w.pc[lane] - (parked ? 0 : 1);
-        at_barrier |=
-            (for_group && warpgroup_of(w).wanted == 0) || (parked && handler(inst(at).handler).kind == Kind::barrier);
+        const bool alone = for_group ? warpgroup_of(w).wanted : handler(inst(at).handler).kind != Kind::barrier;
+        at_barrier |= parked && !alone;
         if (first < 0) first = lane, m_.running = &w, w.current = &inst(at);
         const bool as_before = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
         if (as_before || text.size() > 300) continue;
@@ -87,7 +87,8 @@ class Runner {
     w.current = &i;
     uint32_t mask = group;
     if (i.guard >= 0) mask &= predicate(w, i.guard) ^ (i.negate ? ~0u : 0);
-    if (entry.kind == Kind::sync || entry.kind == Kind::barrier || entry.kind == Kind::warpgroup) {
+    const bool gathers = entry.kind == Kind::barrier || entry.kind == Kind::warpgroup;
+    if (gathers || entry.kind == Kind::sync) {
       together(w, i, entry, group, mask);
       return false;
     }
@@ -118,7 +119,7 @@ class Runner {
         leave(w, mask);
         return false;
       default:
-        if (mask) execute(w, i, entry, mask);
+        if (mask) m_.watched.instruction.empty() ? entry.run(w, i, mask) : run_watched(w, i, mask);
         advance(w, group);
         return entry.kind == Kind::plain;
     }
@@ -169,30 +170,9 @@ class Runner {
     }
     w.active = here;
     count(w, here);
-    if (entry.kind == Kind::warpgroup) return meet(w, i, entry);
+    if (entry.kind == Kind::warpgroup) return meet(w, i);
     advance(w, here);
-    if (entry.kind == Kind::barrier) {
-      arrive(w, i, here);
-    } else {
-      execute(w, i, entry, here);
-    }
-  }
-
-  // Registers of a wgmma under way are checked around every instruction that has one.
-  void execute(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t mask) {
-    const std::vector<uint8_t>& watched = m_.watched.instruction;
-    const bool touches = !watched.empty() && watched[&i - m_.program.insts];
-    if (touches) before_touch(w, i);
-    entry.run(w, i, mask);
-    if (touches) after_touch(w, i, mask);
-  }
-
-  // A warpgroup's instruction runs once, when its four warps are here.
-  void meet(Warp& w, const Inst& i, const HandlerEntry& entry) {
-    std::fill_n(w.state, kLanes, Lane::at_warpgroup);
-    if (!all_here(w, i)) return;
-    entry.run(first_warp(w), i, ~0u);
-    resume_warpgroups(block_);
+    entry.kind == Kind::barrier ? arrive(w, i, here) : run_watched(w, i, here);
   }
 
   enum Mode { kSync, kArrive, kPopc, kAnd, kOr };

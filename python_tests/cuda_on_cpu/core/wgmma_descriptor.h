@@ -1,5 +1,5 @@
 // The 64-bit descriptor of a matrix in shared memory, and where its 16-byte granules lie. PTX ISA, "Matrix-Descriptor
-// Format" and "Canonical Layouts".
+// Format" and "Canonical Layouts"; all of it, the base offset too, agrees with an H100.
 #pragma once
 
 #include "machine.h"
