@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from .arguments import pack
 from .build import core
 from .errors import BY_KIND, BadLaunch, Unsupported
-from .limits import check_limits
+from .limits import check_cluster, check_cooperative, check_limits
 from .lower import Lowering
 from .parse import SIZES, Module, Variable, parse
 from .structs import COUNTS, Buffer, Counts, Fault, Init, Inst, Launch, Program
@@ -98,12 +98,23 @@ class Kernel:
         return lambda *args, **options: self.launch(grid, block, args, shared, **options)
 
     def launch(
-        self, grid, block, args, dynamic_shared=0, *, seed=0, resident=16, max_steps=200_000_000
+        self,
+        grid,
+        block,
+        args,
+        dynamic_shared=0,
+        *,
+        seed=0,
+        resident=16,
+        max_steps=200_000_000,
+        cluster=None,
+        cooperative=False,
     ) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
         ``seed``: 0 runs warps and blocks in order, others interleave them at random.
-        ``resident``: blocks in flight.
+        ``resident``: blocks in flight. ``cluster``: blocks that are resident together, in x, y, z.
+        ``cooperative``: all blocks are, and ``grid.sync()`` works.
         """
         grid, block = _three(grid, "grid"), _three(block, "block")
         check_limits(
@@ -114,7 +125,15 @@ class Kernel:
             self.lowering.static_shared,
             dynamic_shared,
         )
+        wanted = _three(cluster, "cluster") if cluster else None
+        size, explicit = check_cluster(self.target, self.entry.directives, grid, wanted)
         params, buffers = self._arguments(args)
+        workspace = ctypes.create_string_buffer(64)
+        if cooperative:
+            shared = self.lowering.static_shared + dynamic_shared
+            check_cooperative(self.target, grid, block, shared)
+            resident = max(resident, grid[0] * grid[1] * grid[2])
+            buffers.append(Buffer(ctypes.addressof(workspace), 64))
         array = (Buffer * max(len(buffers), 1))(*buffers)
         launch = Launch(
             grid,
@@ -127,6 +146,9 @@ class Kernel:
             seed,
             resident,
             max_steps,
+            size,
+            explicit,
+            ctypes.addressof(workspace) if cooperative else 0,
         )
         counts, fault = Counts(), Fault()
         core().emu_launch(

@@ -233,4 +233,12 @@ def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit(f"slct.{parts[-1]}.{bits_type(parts[-2])}", registers, "ftz" in parts)
 
 
-from . import rules_compare, rules_control, rules_memory, rules_warp  # noqa: E402, F401  (they add their rules)
+from . import (  # noqa: E402  (they add their rules)
+    rules_bulk,  # noqa: F401
+    rules_cluster,  # noqa: F401
+    rules_compare,  # noqa: F401
+    rules_control,  # noqa: F401
+    rules_mbarrier,  # noqa: F401
+    rules_memory,  # noqa: F401
+    rules_warp,  # noqa: F401
+)

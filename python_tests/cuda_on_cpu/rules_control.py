@@ -6,6 +6,7 @@ from .instructions import Target
 from .lower import Lowering
 from .registers import LOCAL
 from .rules import rule
+from .rules_bulk import prefetch_map
 
 
 @rule("bra", allow="uni")
@@ -62,11 +63,13 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 @rule(
-    *("membar", "fence", "nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
-    allow="sc acq_rel acquire release cta gpu cluster sys gl global local L1 L2 mask",
+    *("membar", "prefetch", "prefetchu", "applypriority", "pmevent"),
+    allow="cta gl sys global local L1 L2 mask tensormap param const",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """Memory is sequentially consistent here, and there are no caches."""
+    if parts[-1] == "tensormap":
+        return prefetch_map(low, parts, operands)
     low.emit("nop", [])
 
 

@@ -53,6 +53,9 @@ class Launch(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("resident", ctypes.c_int64),
         ("max_steps", ctypes.c_int64),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("explicit_cluster", ctypes.c_uint32),
+        ("workspace", ctypes.c_uint64),
     )
 
 
@@ -80,6 +83,9 @@ COUNTS = [
     "barriers",
     "atomics",
     "tensor_flops",
+    "bulk_copies",
+    "bulk_bytes",
+    "prefetches",
 ]
 
 

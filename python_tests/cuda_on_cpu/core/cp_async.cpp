@@ -1,4 +1,5 @@
 // cp.async: a copy lands when its thread waits for it, and until then nobody may touch where it goes.
+#include "async_proxy.h"
 #include "lanes.h"
 
 namespace emu {
@@ -38,6 +39,7 @@ void cp_async(Warp& w, const Inst& i, uint32_t mask) {
 }
 
 void land(Warp& w, const PendingCopy& copy) {
+  ++w.landed[copy.lane];
   mark_pending(w, copy, -1);
   uint8_t* to = access(w, copy.lane, Space::shared, copy.shared, copy.bytes, {.write = true});
   std::memset(to, 0, copy.bytes);
@@ -77,4 +79,9 @@ const bool registered = [] {
 }();
 
 }  // namespace
+
+void land_first(Warp& w, int lane, int count) {
+  land_where(w, 1u << lane, [&](const PendingCopy&) { return w.landed[lane] < count; });
+}
+
 }  // namespace emu

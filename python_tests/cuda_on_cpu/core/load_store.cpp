@@ -36,11 +36,18 @@ void count_all(Warp& w, const Inst& i, int32_t reg, uint32_t mask, bool write) {
   count_access(w, static_cast<Space>(i.imm[0]), addresses, mask, i.imm[1] * i.imm[2], write);
 }
 
+// A loop that looks at the same place again lets others go on, who may be about to change it.
+void note_poll(Warp& w, const Inst& i) {
+  if (w.polled == &i) w.yields = true;
+  w.polled = &i;
+}
+
 // Operands: address, then the values.
 void ld(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
   const Use use{.write = false, .strong = (i.imm[4] & 8) != 0};
+  if (use.strong) note_poll(w, i);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint8_t* from =
@@ -126,6 +133,7 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   const int32_t* o = operands(w, i);
   const Space space = static_cast<Space>(i.imm[0]);
   ++w.block->machine->counts.atomics;
+  note_poll(w, i);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint64_t address = address_of(w, i, o[1], lane);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "async_proxy.h"
 #include "runner.h"
 
 namespace emu {
@@ -19,131 +20,63 @@ Table& table() {
   return t;
 }
 
-uint64_t special(const Machine& m, const Warp& w, int lane, int which) {
-  const uint32_t* size = m.launch.block;
-  const uint32_t thread = w.thread(lane), bit = 1u << lane;
-  switch (which) {
-    case kTidX:
-      return thread % size[0];
-    case kTidY:
-      return thread / size[0] % size[1];
-    case kTidZ:
-      return thread / size[0] / size[1];
-    case kNtidX:
-    case kNtidY:
-    case kNtidZ:
-      return size[which - kNtidX];
-    case kCtaidX:
-    case kCtaidY:
-    case kCtaidZ:
-      return w.block->id[which - kCtaidX];
-    case kNctaidX:
-    case kNctaidY:
-    case kNctaidZ:
-      return m.launch.grid[which - kNctaidX];
-    case kLaneId:
-      return lane;
-    case kWarpId:
-      return w.index;
-    case kLanemaskEq:
-      return bit;
-    case kLanemaskLt:
-      return bit - 1;
-    case kLanemaskLe:
-      return bit | (bit - 1);
-    case kLanemaskGt:
-      return ~(bit | (bit - 1));
-    case kLanemaskGe:
-      return ~(bit - 1);
-    case kDynamicShared:
-      return m.launch.dynamic_shared;
-    default:
-      return m.launch.dynamic_shared + m.program.static_shared;
+// Blocks whose threads have all exited; whether others are there.
+bool any_live(Machine& m, Cluster& c) {
+  bool live = false;
+  for (auto& block : c.blocks) {
+    const bool goes_on = Runner(m, *block).live();
+    if (!goes_on && !block->exited) check_exit(*block), block->exited = true;
+    live |= goes_on;
   }
+  return live;
 }
 
-void start(Machine& m, Warp& w) {
-  const Program& p = m.program;
-  w.storage.assign(p.register_bytes + 64, 0xab);
-  w.registers = w.storage.data() + (64 - reinterpret_cast<uintptr_t>(w.storage.data()) % 64);
-  w.local.assign(kLanes * p.local_bytes, 0xcd);
-  w.clock.assign(w.block->warps.size(), 0);
-  w.clock[w.index] = 1;
-  const int threads = m.launch.block[0] * m.launch.block[1] * m.launch.block[2];
-  w.live = 0;
-  std::fill_n(&w.known[0][0], kLanes * kLanes, 0);
-  for (int lane = 0; lane < kLanes; ++lane) w.known[lane][lane] = 1;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    w.pc[lane] = 0;
-    const bool exists = w.thread(lane) < threads;
-    w.state[lane] = exists ? Lane::run : Lane::exited;
-    w.live |= static_cast<uint32_t>(exists) << lane;
-  }
-  for (int64_t k = 0; k < p.num_inits; ++k) {
-    const Init& init = p.inits[k];
-    if (init.kind == kConstPred) predicate(w, init.offset) = init.value ? ~0u : 0;
-    for (int lane = 0; lane < kLanes && init.kind != kConstPred; ++lane) {
-      const uint64_t value = init.kind == kSpecial ? special(m, w, lane, init.value) : init.value;
-      init.kind == kConst64 ? set<uint64_t>(w, init.offset, lane, value) : set<uint32_t>(w, init.offset, lane, value);
-    }
-  }
-}
-
-std::unique_ptr<Block> make_block(Machine& m, uint64_t index) {
-  auto block = std::make_unique<Block>();
-  block->number = index + 1;
-  const uint32_t* grid = m.launch.grid;
-  block->machine = &m;
-  block->id[0] = index % grid[0], block->id[1] = index / grid[0] % grid[1], block->id[2] = index / grid[0] / grid[1];
-  const size_t shared = m.program.static_shared + m.launch.dynamic_shared;
-  block->shared.assign(shared, 0xcd);
-  block->written.assign(shared, 0);
-  block->pending.assign(shared, 0);
-  const int threads = m.launch.block[0] * m.launch.block[1] * m.launch.block[2];
-  block->warps.resize((threads + kLanes - 1) / kLanes);
-  block->cells.resize(shared / 4 + 1);
-  block->reads.resize(block->cells.size() * block->warps.size());
-  for (size_t k = 0; k < block->warps.size(); ++k) {
-    block->warps[k].block = block.get();
-    block->warps[k].index = k;
-    start(m, block->warps[k]);
-  }
-  return block;
-}
-
-// One turn for every warp of a block, in an order that the seed decides; whether any of them goes on.
-bool turn(Machine& m, Block& block) {
-  Runner runner(m, block);
+// One turn for every warp of a cluster, in an order that the seed decides; whether any of them goes on.
+bool turn(Machine& m, Cluster& c) {
   std::vector<Warp*> order;
-  for (Warp& w : block.warps) order.push_back(&w);
+  for (auto& block : c.blocks) {
+    for (Warp& w : block->warps) order.push_back(&w);
+  }
   if (m.launch.seed != 0) {
     for (size_t k = order.size(); k > 1; --k) std::swap(order[k - 1], order[m.random() % k]);
+    land_some(c);
   }
   bool progress = false;
-  for (Warp* w : order) progress |= runner.run(*w, m.launch.seed != 0 ? 1 + m.random() % 64 : 4096);
-  if (!progress && runner.live()) runner.stuck();
-  return runner.live();
+  for (Warp* w : order) {
+    progress |= Runner(m, *w->block).run(*w, m.launch.seed != 0 ? 1 + m.random() % 64 : 4096);
+  }
+  const bool live = any_live(m, c);
+  if (progress) {
+    land_next(c, true);
+  } else if (live && !land_next(c, false) && !expire(c)) {
+    stuck(c);
+  }
+  return live;
 }
 
-void run_all(Machine& m, std::vector<std::unique_ptr<Block>>& resident) {
-  const uint64_t total = static_cast<uint64_t>(m.launch.grid[0]) * m.launch.grid[1] * m.launch.grid[2];
+void run_all(Machine& m, std::vector<std::unique_ptr<Cluster>>& resident) {
+  const uint32_t* size = m.launch.cluster;
+  const uint64_t blocks = static_cast<uint64_t>(m.launch.grid[0]) * m.launch.grid[1] * m.launch.grid[2];
+  const uint64_t each = static_cast<uint64_t>(size[0]) * size[1] * size[2], total = blocks / each;
   std::vector<uint64_t> order(total);
   for (uint64_t k = 0; k < total; ++k) order[k] = k;
   if (m.launch.seed != 0) {
     for (uint64_t k = total; k > 1; --k) std::swap(order[k - 1], order[m.random() % k]);
   }
+  std::vector<Store> late;  // whose bytes nobody has waited for
   for (uint64_t next = 0; next < total || !resident.empty();) {
-    while (next < total && resident.size() < static_cast<size_t>(m.launch.resident)) {
-      resident.push_back(make_block(m, order[next++]));
-    }
+    const uint64_t room = std::max<uint64_t>(1, m.launch.resident / each);
+    while (next < total && resident.size() < room) resident.push_back(make_cluster(m, order[next++]));
     for (size_t k = 0; k < resident.size();) {
       if (turn(m, *resident[k])) {
         ++k;
       } else {
+        std::move(resident[k]->stores.begin(), resident[k]->stores.end(), std::back_inserter(late));
         resident.erase(resident.begin() + k);
       }
     }
   }
+  for (Store& store : late) write_global(store);
 }
 
 }  // namespace
@@ -198,7 +131,7 @@ int emu_launch(const Program* program, const Launch* launch, Counts* counts, Fau
   m.program = *program, m.launch = *launch, m.random_state = launch->seed * 0x9e3779b97f4a7c15ull + 1;
   m.warned.assign(program->num_insts, 0);
   m.global.resize(launch->num_buffers);
-  std::vector<std::unique_ptr<Block>> resident;  // outlives a fault, which names one of its warps
+  std::vector<std::unique_ptr<Cluster>> resident;  // outlives a fault, which names one of its warps
   fault->kind = kNone;
   try {
     run_all(m, resident);

@@ -56,7 +56,24 @@ enum Special {
   kLanemaskGt,
   kLanemaskGe,
   kDynamicShared,
-  kTotalShared
+  kTotalShared,
+  kClusterCtaidX,
+  kClusterCtaidY,
+  kClusterCtaidZ,
+  kClusterNctaidX,
+  kClusterNctaidY,
+  kClusterNctaidZ,
+  kClusterCtarank,
+  kClusterNctarank,
+  kClusteridX,
+  kClusteridY,
+  kClusteridZ,
+  kNclusteridX,
+  kNclusteridY,
+  kNclusteridZ,
+  kIsExplicitCluster,
+  kEnvreg1,
+  kEnvreg2
 };
 
 struct Buffer {
@@ -88,6 +105,9 @@ struct Launch {
   uint64_t seed;      // 0: lowest pc, first warp, first block first
   int64_t resident;   // blocks in flight
   int64_t max_steps;  // warp instructions before a launch counts as hung
+  uint32_t cluster[3];
+  uint32_t explicit_cluster;
+  uint64_t workspace;  // of a cooperative launch, for grid.sync(); 0: none
 };
 
 enum FaultKind {
@@ -118,6 +138,7 @@ struct Counts {
   uint64_t global_store_requests, global_store_sectors, global_store_bytes;
   uint64_t shared_requests, shared_wavefronts;
   uint64_t barriers, atomics, tensor_flops;
+  uint64_t bulk_copies, bulk_bytes, prefetches;
 };
 
 }  // extern "C"

@@ -2,43 +2,69 @@
 // followed by clocks of warps and of blocks, which barriers and atomics pass on.
 #include <algorithm>
 
-#include "machine.h"
+#include "async_proxy.h"
+#include "cluster.h"
 
 namespace emu {
-namespace {
-
 bool ordered(const Warp& w, int lane, const Touch& before, int warp) {
   if (before.clock == 0) return true;
-  if (warp == w.index) {
+  if (warp == w.number) {
     if (before.sync != w.sync_epoch) return true;
     for (uint32_t others = before.lanes & ~(1u << lane); others; others &= others - 1) {
       if (w.known[lane][__builtin_ctz(others)] < before.epoch) return false;
     }
     return true;
   }
-  return w.clock[warp] >= before.clock;
+  return static_cast<size_t>(warp) < w.clock.size() && w.clock[warp] >= before.clock;
 }
 
-[[noreturn]] void race(int lane, uint32_t address, bool write, const Touch& before, int warp, bool before_write) {
+namespace {
+
+[[noreturn]] void race(Warp& w, int lane, uint32_t address, bool write, const Touch& before, int warp,
+                       bool before_write) {
+  const int own = w.block->warps.size(), all = own * w.block->cluster->blocks.size();
+  if (warp >= all) {
+    fault(kSharedRace, lane, "%s of shared memory at %u, the target of a bulk copy that has not been waited for",
+          verb(write), address);
+  }
   const bool several = (before.lanes & (before.lanes - 1)) != 0;
-  const int who = several ? warp : warp * kLanes + __builtin_ctz(before.lanes);
-  fault(kSharedRace, lane, "%s of shared memory at %u after a %s by %s %d, with no synchronisation between",
-        verb(write), address, verb(before_write), several ? "threads of warp" : "thread", who);
+  const int who = several ? warp % own : warp % own * kLanes + __builtin_ctz(before.lanes);
+  const std::string of = all > own ? " of rank " + std::to_string(warp / own) : "";
+  fault(kSharedRace, lane, "%s of shared memory at %u after a %s by %s %d%s, with no synchronisation between",
+        verb(write), address, verb(before_write), several ? "threads of warp" : "thread", who, of.c_str());
 }
 
-void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use, bool same) {
-  Block& b = *w.block;
-  Cell& cell = b.cells[index];
-  const size_t warps = b.warps.size();
+// Up to now nobody writes these bytes, and for a write nobody reads them, without an order.
+void check_order(Block& b, Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use, bool same) {
+  const Cell& cell = b.cells[index];
   // Two atomics do not race, nor do two writes of one value, which compilers emit.
   const bool harmless = (use.strong && cell.write.strong) || (use.write && same);
   if ((cell.write.bytes & bytes) && !harmless && !ordered(w, lane, cell.write, cell.warp)) {
-    race(lane, index * 4, use.write, cell.write, cell.warp, true);
+    race(w, lane, index * 4, use.write, cell.write, cell.warp, true);
   }
-  Touch* reads = &b.reads[index * warps];
-  const uint32_t now = w.clock[w.index];
+  if (!use.write) return;
+  const auto check_read = [&](const Touch& read, int warp) {
+    if ((read.bytes & bytes) && !(use.strong && read.strong) && !ordered(w, lane, read, warp)) {
+      race(w, lane, index * 4, true, read, warp, false);
+    }
+  };
+  const size_t warps = b.warps.size();
+  for (size_t v = 0; v < warps; ++v) check_read(b.reads[index * warps + v], b.warps[v].number);
+  if (b.far_reads.empty()) return;
+  const int cell_number = index;
+  for (auto at = b.far_reads.lower_bound({cell_number, 0}); at != b.far_reads.end(); ++at) {
+    if (at->first.first != cell_number) break;
+    check_read(at->second, at->first.second);
+  }
+}
+
+void check_cell(Block& b, Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use, bool same) {
+  check_order(b, w, lane, index, bytes, use, same);
+  Cell& cell = b.cells[index];
+  const uint32_t now = w.clock[w.number];
   if (!use.write) {
-    Touch& mine = reads[w.index];
+    const bool own = w.block == &b;
+    Touch& mine = own ? b.reads[index * b.warps.size() + w.index] : b.far_reads[{static_cast<int>(index), w.number}];
     const bool again = mine.clock == now && mine.sync == w.sync_epoch;
     const uint32_t epoch = w.known[lane][lane];
     const uint32_t lanes = (again ? mine.lanes : 0) | 1u << lane;
@@ -47,23 +73,18 @@ void check_cell(Warp& w, int lane, uint32_t index, uint8_t bytes, const Use& use
     mine = {now, w.sync_epoch, again ? std::min(mine.epoch, epoch) : epoch, lanes, which, strong};
     return;
   }
-  for (size_t v = 0; v < warps; ++v) {
-    if ((reads[v].bytes & bytes) && !(use.strong && reads[v].strong) && !ordered(w, lane, reads[v], v)) {
-      race(lane, index * 4, true, reads[v], v, false);
-    }
-  }
-  const bool mine = cell.warp == w.index && cell.write.lanes == 1u << lane && cell.write.clock == now;
+  const bool mine = cell.warp == w.number && cell.write.lanes == 1u << lane && cell.write.clock == now;
   const uint8_t which = mine ? cell.write.bytes | bytes : bytes;
   cell.write = {now, w.sync_epoch, w.known[lane][lane], 1u << lane, which, use.strong};
-  cell.warp = w.index;
+  cell.warp = w.number, cell.fences = w.proxy_fences[lane];
 }
 
 // A strong access: what the warp did before is before what others of its block do after theirs to the same address,
 void synchronise_warps(Warp& w, uint64_t address) {
-  std::vector<uint32_t>& release = w.block->releases[address];
-  release.resize(w.clock.size());
-  for (size_t v = 0; v < release.size(); ++v) w.clock[v] = release[v] = std::max(w.clock[v], release[v]);
-  ++w.clock[w.index];
+  Known& release = w.block->cluster->releases[address];
+  join(release.clock, w.clock), join(release.fenced, w.fenced);
+  w.clock = release.clock, w.fenced = release.fenced;
+  ++w.clock[w.number];
 }
 
 // and the same for blocks.
@@ -84,7 +105,7 @@ bool happened(const Block& b, uint32_t other, uint32_t clock) {
 
 // What any of these lanes did before is before what each of them does next.
 void synchronise_lanes(Warp& w, uint32_t lanes) {
-  if ((lanes & w.live) == w.live) ++w.sync_epoch;
+  if ((lanes & w.live) == w.live) ++w.sync_epoch, w.synced = w.clock[w.number]++;
   ++w.lane_epoch;
   uint32_t joined[kLanes] = {};
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -132,14 +153,22 @@ void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int
   }
 }
 
-void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use) {
-  Block& b = *w.block;
-  const auto any = [&](const std::vector<uint8_t>& flags, bool set) {
+void check_write(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes) {
+  refuse_guarded(b, lane, address, bytes, true);
+  const Use use{.write = true};
+  for (uint32_t at = address; at < address + bytes; at = (at | 3) + 1) {
+    const uint32_t end = std::min<uint32_t>(address + bytes, (at | 3) + 1);
+    check_order(b, w, lane, at / 4, ((1 << (end - at)) - 1) << (at & 3), use, false);
+  }
+}
+
+void touch_shared(Block& b, Warp& w, int lane, uint32_t address, int bytes, const Use& use) {
+  const auto any = [&](const auto& flags, bool set) {
     const auto first = flags.begin() + address, last = first + bytes;
-    return std::find_if(first, last, [&](uint8_t n) { return (n != 0) == set; }) != last;
+    return std::find_if(first, last, [&](int n) { return (n != 0) == set; }) != last;
   };
   if (any(b.pending, true)) {
-    fault(kSharedRace, lane, "%s of shared memory at %u while a cp.async to it is under way", verb(use.write), address);
+    refuse_guarded(b, lane, address, bytes, use.write);
   }
   if (use.write) {
     std::fill_n(b.written.begin() + address, bytes, 1);
@@ -149,10 +178,11 @@ void touch_shared(Warp& w, int lane, uint32_t address, int bytes, const Use& use
   const bool same = use.data && std::memcmp(&b.shared[address], use.data, bytes) == 0;
   for (uint32_t at = address; at < address + bytes;) {
     const uint32_t end = std::min<uint32_t>(address + bytes, (at | 3) + 1);
-    check_cell(w, lane, at / 4, ((1 << (end - at)) - 1) << (at & 3), use, same);
+    check_cell(b, w, lane, at / 4, ((1 << (end - at)) - 1) << (at & 3), use, same);
     at = end;
   }
-  if (use.strong) synchronise_warps(w, address);
+  if (&b != w.block) note_far(b, w.number, w.clock[w.number]);
+  if (use.strong) synchronise_warps(w, shared_key(b, address));
 }
 
 }  // namespace emu

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "machine.h"
+#include "cluster.h"
 
 namespace emu {
 
@@ -19,7 +19,8 @@ class Runner {
   bool run(Warp& w, uint64_t quantum) {
     bool progress = false;
     m_.running = &w;
-    for (; quantum > 0; --quantum) {
+    w.yields = false, w.polled = nullptr;
+    for (; quantum > 0 && !w.yields; --quantum) {
       const uint32_t group = pick(w);
       if (group == 0) break;
       step(w, group);
@@ -31,28 +32,6 @@ class Runner {
 
   bool live() const {
     return std::any_of(block_.warps.begin(), block_.warps.end(), [](const Warp& w) { return w.live != 0; });
-  }
-
-  // Nobody can move: says who waits for what.
-  [[noreturn]] void stuck() {
-    std::string text;
-    bool at_barrier = false;
-    int first = -1;
-    for (Warp& w : block_.warps) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (!has(w.live, lane)) continue;
-        const bool parked = w.state[lane] == Lane::at_sync;
-        const int at = w.pc[lane] - (parked ? 0 : 1);
-        at_barrier |= parked && handler(inst(at).handler).kind == Kind::barrier;
-        if (first < 0) first = lane, m_.running = &w, w.current = &inst(at);
-        const bool as_before = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
-        if (as_before || text.size() > 300) continue;
-        text += "; from thread " + std::to_string(w.thread(lane)) + " on: ";
-        text += parked ? "waits for other lanes of its warp" : "waits at barrier " + std::to_string(w.barrier[lane]);
-        text += " {inst " + std::to_string(at) + "}";
-      }
-    }
-    throw FaultError{at_barrier ? kBarrierDivergence : kHang, first, "nobody can go on" + text};
   }
 
  private:
@@ -118,6 +97,7 @@ class Runner {
       default:
         if (mask) entry.run(w, i, mask);
         advance(w, group);
+        park(w);
         return;
     }
   }
@@ -131,6 +111,7 @@ class Runner {
       if (w.state[lane] == Lane::at_sync) w.state[lane] = Lane::run;
     }
     for (auto& entry : block_.barriers) release_if_full(entry.second);
+    lanes_left(w);
   }
 
   // Lanes wait until all that the member mask names are here.
@@ -171,7 +152,17 @@ class Runner {
       arrive(w, i, here);
     } else {
       entry.run(w, i, here);
+      park(w);
     }
+  }
+
+  // Lanes that the instruction has made wait stay where they are.
+  static void park(Warp& w) {
+    for (uint32_t rest = w.parked; rest; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      w.state[lane] = Lane::waiting, --w.pc[lane];
+    }
+    w.parked = 0;
   }
 
   enum Mode { kSync, kArrive, kPopc, kAnd, kOr };
@@ -190,10 +181,9 @@ class Runner {
     }
     b.expected = expected;
     b.arrived += __builtin_popcount(lanes);
-    b.clock.resize(block_.warps.size());
-    for (size_t v = 0; v < b.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
+    join(b.clock, w.clock), join(b.fenced, w.fenced);
     if (i.imm[0] == kArrive) {
-      ++w.clock[w.index];
+      ++w.clock[w.number];
     } else {
       const uint32_t p = i.imm[0] >= kPopc ? predicate(w, o[3]) ^ (i.imm[1] ? ~0u : 0) : 0;
       b.arrivals.push_back({&w, lanes, &i, p});
@@ -209,6 +199,7 @@ class Runner {
     for (const Warp& w : block_.warps) expected += b.expected == 0 ? __builtin_popcount(w.live) : 0;
     if (b.arrived == 0 || b.arrived < expected) return;
     ++m_.counts.barriers;
+    block_.cluster->expiries = 0;
     uint32_t yes = 0, all = 0;
     for (const Arrival& a : b.arrivals) {
       yes += __builtin_popcount(a.predicate & a.lanes), all += __builtin_popcount(a.lanes);
@@ -219,8 +210,8 @@ class Runner {
 
   void finish(const Arrival& a, const Barrier& b, uint32_t yes, uint32_t all) {
     Warp& w = *a.warp;
-    for (size_t v = 0; v < b.clock.size(); ++v) w.clock[v] = std::max(w.clock[v], b.clock[v]);
-    ++w.clock[w.index];
+    join(w.clock, b.clock), join(w.fenced, b.fenced);
+    ++w.clock[w.number];
     synchronise_lanes(w, a.lanes);
     const int32_t* o = operands(w, *a.inst);
     const int64_t mode = a.inst->imm[0];
