@@ -109,7 +109,7 @@ ASYNC_FENCES = "proxy async global shared::cta shared::cluster"
 @rule("fence", allow=f"{MEMORY_FENCES} {TENSOR_MAP_FENCES} {ASYNC_FENCES} mbarrier_init")
 def fence(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """Memory is sequentially consistent here; the async proxy is not."""
-    if "async" in parts:
+    if parts[1:3] == ["proxy", "async"]:
         only(low, parts, ASYNC_FENCES)
         return low.emit("nop" if parts[-1] == "global" else "fence.proxy.async", [])
     if parts[1] == "mbarrier_init":

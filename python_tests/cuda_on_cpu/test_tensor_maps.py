@@ -62,7 +62,11 @@ CASES = {
     "4d": ((3, 5, 6, 16), (2, 2, 4, 8), [(8, 2, 3, 1), (12, 4, 4, 2), (-1, -1, -1, -1)]),
     "5d": ((3, 4, 3, 5, 8), (2, 2, 2, 3, 4), [(4, 2, 1, 2, 1), (6, 4, 2, 3, 2), (-2, -1, 0, 0, 0)]),
 }
-EVERY = [pytest.param(*case[:2], at, id=f"{name}{at}") for name, case in CASES.items() for at in case[2]]  # fmt: skip
+EVERY = [
+    pytest.param(shape, box, at, id=f"{name}{at}")
+    for name, (shape, box, corners) in CASES.items()
+    for at in corners
+]
 
 
 @pytest.mark.parametrize(("shape", "box", "at"), EVERY)

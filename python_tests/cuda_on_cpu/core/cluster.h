@@ -109,7 +109,8 @@ Block& shared_block(Warp& w, int lane, Space space, uint64_t& address);
 std::unique_ptr<Cluster> make_cluster(Machine& m, uint64_t index);
 
 // clusters.cpp
-void lanes_left(Warp& w);
+// Threads that have exited count as arrived at the cluster's barrier.
+void lanes_left(Warp& w, uint32_t lanes);
 // What a block must not leave undone; called when its last thread has exited.
 void check_exit(Block& b);
 

@@ -127,10 +127,12 @@ Block& shared_block(Warp& w, int lane, Space space, uint64_t& address) {
   return *w.block;
 }
 
-void lanes_left(Warp& w) {
-  w.block->cluster->expiries = 0;
+void lanes_left(Warp& w, uint32_t lanes) {
+  Cluster& c = *w.block->cluster;
+  c.expiries = 0;
+  if (c.blocks.size() > 1) release(w, lanes, c.arriving);
   w.cluster_arrived &= w.live;
-  complete_if_due(*w.block->cluster);
+  complete_if_due(c);
 }
 
 void check_exit(Block& b) {

@@ -1,4 +1,6 @@
 // When nobody in a cluster can go on: waits that have a time limit reach it, or the launch hangs and says who waits.
+#include <set>
+
 #include "async_proxy.h"
 #include "runner.h"
 
@@ -24,6 +26,7 @@ std::string reason(const Warp& w, int lane) {
 struct Report {
   Machine& machine;
   std::string text;
+  std::set<std::string> told;
   bool at_barrier = false;
   int first = -1;
 
@@ -33,11 +36,9 @@ struct Report {
     const Inst* inst = machine.program.insts + at;
     at_barrier |= w.state[lane] == Lane::at_sync && handler(inst->handler).kind == Kind::barrier;
     if (first < 0) first = lane, machine.running = &w, w.current = inst;
-    const bool same = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
-    if (same || text.size() > 300) return;
     const std::string of = w.block->cluster->blocks.size() > 1 ? " of rank " + std::to_string(w.block->rank) : "";
-    text += "; from thread " + std::to_string(w.thread(lane)) + of + " on: " + reason(w, lane) + " {inst " +
-            std::to_string(at) + "}";
+    const std::string why = of + " on: " + reason(w, lane) + " {inst " + std::to_string(at) + "}";
+    if (text.size() < 300 && told.insert(why).second) text += "; from thread " + std::to_string(w.thread(lane)) + why;
   }
 };
 

@@ -111,7 +111,7 @@ class Runner {
       if (w.state[lane] == Lane::at_sync) w.state[lane] = Lane::run;
     }
     for (auto& entry : block_.barriers) release_if_full(entry.second);
-    lanes_left(w);
+    lanes_left(w, mask);
   }
 
   // Lanes wait until all that the member mask names are here.
