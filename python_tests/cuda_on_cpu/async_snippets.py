@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import torch
+
 from cuda_on_cpu import emulate
-from cuda_on_cpu.ptx_snippets import module
+from cuda_on_cpu.ptx_snippets import at, module
 
 SHARED = ".shared .align 1024 .b8 tile[32768]; .shared .align 8 .b8 bars[64];"
 FIRST = "setp.eq.u32 p0, tid, 0;"  # of the block's threads, in p0
@@ -49,3 +51,13 @@ def run(body, *tensors, block=128, grid=1, outside=SHARED, **options):
     """Launches ``body`` for sm_90a."""
     kernel = emulate(module(body, len(tensors), outside=outside, target="sm_90a"))
     return kernel[grid, block](*tensors, max_steps=1_000_000, **options)
+
+
+WORD = "shl.b32 t1, tid, 2; add.u32 t1, t1, t6;\n"  # t1: the thread's word of the tile
+GIVE = at("g1", 4, "x1") + WORD + "ld.shared.u32 t2, [t1]; st.global.u32 [x1], t2;\n"
+FILL = WORD + "mad.lo.u32 t2, tid, 7, 1; st.shared.u32 [t1], t2;\n"
+FILLED = 7 * torch.arange(128, dtype=torch.int32) + 1
+
+
+def data(n=128):
+    return torch.arange(1000, 1000 + n, dtype=torch.int32)

@@ -49,7 +49,8 @@ void check_order(Block& b, Warp& w, int lane, uint32_t index, uint8_t bytes, con
     }
   };
   const size_t warps = b.warps.size();
-  for (size_t v = 0; v < warps; ++v) check_read(b.reads[index * warps + v], b.warps[v].number);
+  const int first = b.rank * warps;
+  for (size_t v = 0; v < warps; ++v) check_read(b.reads[index * warps + v], first + v);
   if (b.far_reads.empty()) return;
   const int cell_number = index;
   for (auto at = b.far_reads.lower_bound({cell_number, 0}); at != b.far_reads.end(); ++at) {
