@@ -86,6 +86,17 @@ def test_one_thread_may_wait_for_all_before_a_barrier(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_lane_waits_for_itself_only(seed):
+    source, out = data(), zeros(128)
+    one = "@!p0 bra OTHERS;" + wait() + "OTHERS:"
+    body = start() + expect(128) + bulk(128) + one + "bar.warp.sync -1;" + GIVE
+    run(body, source, out, block=32, seed=seed)
+    assert torch.equal(out[:32], source[:32])
+    with pytest.raises(SharedRace):
+        run(body.replace("bar.warp.sync -1;", ""), source, out, block=32, seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_refilling_what_others_still_read_is_a_race(seed):
     again = "bar.sync 0;" + expect(512) + bulk(512) + wait(1)
     body = start() + expect(512) + bulk(512) + wait() + GIVE

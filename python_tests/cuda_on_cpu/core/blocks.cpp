@@ -143,6 +143,7 @@ std::unique_ptr<Cluster> make_cluster(Machine& m, uint64_t index) {
     for (int d = 0; d < 3; ++d) id[d] = at[d] * size[d] + within[d];
     c->blocks.push_back(make_block(m, *c, id));
     c->blocks.back()->rank = rank;
+    c->number_of_warps += c->blocks.back()->warps.size();
   }
   for (auto& block : c->blocks) {
     for (size_t k = 0; k < block->warps.size(); ++k) {

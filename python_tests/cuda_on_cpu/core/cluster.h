@@ -74,6 +74,7 @@ struct Store {
 
 struct Cluster {
   Machine* machine;
+  int number_of_warps = 0;  // of all blocks
   std::vector<std::unique_ptr<Block>> blocks;
   std::unordered_map<uint64_t, Known> releases;  // by the address of an atomic
   std::map<uint64_t, Mbarrier> mbarriers;        // by shared_key
@@ -84,7 +85,7 @@ struct Cluster {
   Published arriving, completed;  // at the cluster's barrier
   int expiries = 0;               // waits that reached their time limit since anything happened
 
-  int warps() const { return blocks.size() * blocks[0]->warps.size(); }
+  int warps() const { return number_of_warps; }
 };
 
 void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& other);
@@ -92,6 +93,8 @@ bool ordered(const Warp& w, int lane, const Touch& before, int warp);
 void release(Warp& w, uint32_t lanes, Published& to);
 void acquire(Warp& w, uint32_t lanes, const Published& from);
 void join(Published& into, const Published& other);
+// These lanes know of the landings that a clock tells of.
+void see(Warp& w, uint32_t lanes, const std::vector<uint32_t>& clock);
 
 // Notes that a warp, or a copy, of another block has used this one's shared memory.
 void note_far(Block& b, int who, uint32_t clock);

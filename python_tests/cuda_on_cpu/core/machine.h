@@ -1,6 +1,7 @@
 // The state of a launch: blocks, warps, lanes, and what handlers may do with them.
 #pragma once
 
+#include <array>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -51,7 +52,8 @@ struct Warp {
   uint32_t known[kLanes][kLanes];  // [lane][other]: up to which of its epochs the other lane is known; own: the epoch
   std::vector<uint32_t> clock;     // of every warp of the cluster: what has happened before this one's next access
   std::vector<uint32_t> fenced;    // like clock: whose writes of shared memory the async proxy sees
-  uint32_t synced = 0;             // its own clock when all its lanes last synchronised
+  std::vector<std::array<uint32_t, kLanes>> seen;  // per mbarrier of the cluster: which landings each lane knows of
+  uint32_t synced = 0;                             // its own clock when all its lanes last synchronised
   uint32_t proxy_fences[kLanes] = {};
   uint32_t parked = 0;               // lanes that the instruction makes wait
   uint32_t expired = 0;              // lanes whose wait has reached its time limit

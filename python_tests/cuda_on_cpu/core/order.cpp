@@ -37,8 +37,20 @@ void release(Warp& w, uint32_t lanes, Published& to) {
   to.history.join(b.history);
 }
 
+void see(Warp& w, uint32_t lanes, const std::vector<uint32_t>& clock) {
+  const size_t warps = w.block->cluster->warps();
+  for (size_t k = warps; k < clock.size(); ++k) {
+    if (w.seen.size() <= k - warps) w.seen.resize(k - warps + 1);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) {
+      uint32_t& mine = w.seen[k - warps][__builtin_ctz(rest)];
+      mine = std::max(mine, clock[k]);
+    }
+  }
+}
+
 void acquire(Warp& w, uint32_t lanes, const Published& from) {
   join(w.clock, from.clock), join(w.fenced, from.fenced);
+  see(w, lanes, from.clock);
   const auto found = from.lanes.find(w.number);
   for (int lane = 0; lane < kLanes && found != from.lanes.end(); ++lane) {
     if (!has(lanes, lane)) continue;

@@ -15,7 +15,9 @@ bool ordered(const Warp& w, int lane, const Touch& before, int warp) {
     }
     return true;
   }
-  return static_cast<size_t>(warp) < w.clock.size() && w.clock[warp] >= before.clock;
+  const int warps = w.block->cluster->warps();
+  if (warp < warps) return w.clock[warp] >= before.clock;
+  return static_cast<size_t>(warp - warps) < w.seen.size() && w.seen[warp - warps][lane] >= before.clock;
 }
 
 namespace {
@@ -81,10 +83,11 @@ void check_cell(Block& b, Warp& w, int lane, uint32_t index, uint8_t bytes, cons
 }
 
 // A strong access: what the warp did before is before what others of its block do after theirs to the same address,
-void synchronise_warps(Warp& w, uint64_t address) {
+void synchronise_warps(Warp& w, int lane, uint64_t address) {
   Known& release = w.block->cluster->releases[address];
   join(release.clock, w.clock), join(release.fenced, w.fenced);
   w.clock = release.clock, w.fenced = release.fenced;
+  see(w, 1u << lane, w.clock);
   ++w.clock[w.number];
 }
 
@@ -119,13 +122,18 @@ void synchronise_lanes(Warp& w, uint32_t lanes) {
     std::copy_n(joined, kLanes, w.known[lane]);
     w.known[lane][lane] = w.lane_epoch;
   }
+  for (auto& landings : w.seen) {
+    uint32_t latest = 0;
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) latest = std::max(latest, landings[__builtin_ctz(rest)]);
+    for (uint32_t rest = lanes; rest; rest &= rest - 1) landings[__builtin_ctz(rest)] = latest;
+  }
 }
 
 void touch_global(Warp& w, int lane, const Buffer& buffer, uint64_t address, int bytes, const Use& use) {
   Machine& m = *w.block->machine;
   Block& b = *w.block;
   if (use.strong) {
-    synchronise_warps(w, address);
+    synchronise_warps(w, lane, address);
     return synchronise_blocks(m, b, address);
   }
   if (buffer.read_only) return;
@@ -183,7 +191,7 @@ void touch_shared(Block& b, Warp& w, int lane, uint32_t address, int bytes, cons
     at = end;
   }
   if (&b != w.block) note_far(b, w.number, w.clock[w.number]);
-  if (use.strong) synchronise_warps(w, shared_key(b, address));
+  if (use.strong) synchronise_warps(w, lane, shared_key(b, address));
 }
 
 }  // namespace emu

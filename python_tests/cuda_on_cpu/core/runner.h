@@ -210,7 +210,7 @@ class Runner {
 
   void finish(const Arrival& a, const Barrier& b, uint32_t yes, uint32_t all) {
     Warp& w = *a.warp;
-    join(w.clock, b.clock), join(w.fenced, b.fenced);
+    join(w.clock, b.clock), join(w.fenced, b.fenced), see(w, a.lanes, b.clock);
     ++w.clock[w.number];
     synchronise_lanes(w, a.lanes);
     const int32_t* o = operands(w, *a.inst);
