@@ -69,6 +69,17 @@ def test_within_one_warp_a_lane_fences_its_own_writes_only():
         run(body + bulk_store(128) + wait_stores(".read"), data(), zeros(128), block=32)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_one_thread_may_write_fence_and_store_alone(seed):
+    out = zeros(128)
+    one = "@p0 st.shared.v4.u32 [t6], {t3, t3, t3, t3};"
+    body = start() + "mov.u32 t3, 9;" + one + "@p0 " + FENCE + bulk_store(16) + wait_stores(".read")
+    run(body, data(), out, seed=seed)
+    assert out[:5].tolist() == [9, 9, 9, 9, 0]
+    with pytest.raises(SharedRace, match=r"no fence.proxy.async"):
+        run(body.replace("@p0 " + FENCE, ""), data(), out, seed=seed)
+
+
 def test_what_a_copy_brought_needs_no_fence():
     source, out = data(), zeros(128)
     run(start() + expect(512) + bulk(512) + wait() + STORE, source, out)
@@ -124,6 +135,16 @@ def test_stored_bytes_are_in_memory_after_the_full_wait(seed):
     out, back = zeros(128), zeros(1)
     run(READY + bulk_store(512) + wait_stores() + BACK, data(), out, back, seed=seed)
     assert back.item() == 1
+
+
+def test_one_tile_may_be_stored_many_times():
+    """As kernels that fill memory do: none of the copies is waited for before the last."""
+    out = zeros(128 * 300)
+    many = """mov.u32 t0, 0; mov.u64 x4, g1;
+        NEXT: """ + bulk_store(512, "x4") + """add.u64 x4, x4, 512; add.u32 t0, t0, 1;
+        setp.lt.u32 p1, t0, 300; @p1 bra NEXT;"""  # fmt: skip
+    run(READY + many + wait_stores(".read"), data(), out)
+    assert torch.equal(out.view(300, 128), FILLED.expand(300, 128))
 
 
 def test_a_wait_for_the_read_says_nothing_of_memory():

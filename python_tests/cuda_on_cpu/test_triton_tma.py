@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 import torch
 
 from cuda_on_cpu import Const, emulate
-from cuda_on_cpu.errors import SharedRace
+from cuda_on_cpu.errors import EmulationError, SharedRace
 from cuda_on_cpu.tensor_map import tensor_map
 
 triton = pytest.importorskip("triton")
@@ -40,12 +41,21 @@ def running_sum(x, out, rows, height: tl.constexpr, width: tl.constexpr):
         out.store([row, column], total)
 
 
-def compile_for_sm90(fn, signature, multiples=(), **constants):
+@triton.jit
+def softmax(x, out, columns, block: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, block)
+    values = tl.load(x + row * columns + at, mask=at < columns, other=-float("inf"))
+    values = tl.exp(values - tl.max(values, axis=0))
+    tl.store(out + row * columns + at, values / tl.sum(values, axis=0), mask=at < columns)
+
+
+def compile_for_sm90(fn, signature, multiples=(), num_ctas=1, **constants):
     types = {**signature, **dict.fromkeys(constants, "constexpr")}
     attributes = {(fn.arg_names.index(n),): [("tt.divisibility", 16)] for n in multiples}
     source = ASTSource(fn=fn, signature=types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 3})
+    options = {"num_warps": 4, "num_stages": 3, "num_ctas": num_ctas}
+    return triton.compile(source, target=target, options=options)
 
 
 @functools.cache
@@ -121,3 +131,33 @@ def test_descriptors_that_the_host_makes(seed):
     report = kernel[2, 128, built.metadata.shared](*args, *scratch, seed=seed)
     assert torch.equal(out, x.view(6, 16, 64).cumsum(0).view(96, 64))
     assert report.warnings == []
+
+
+@pytest.mark.parametrize("num_ctas", [1, 2, 4])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_program_that_is_a_cluster(num_ctas, seed):
+    """The row's maximum and sum go through the shared memory of all its blocks."""
+    signature = {"x": "*fp32", "out": "*fp32", "columns": "i32"}
+    built = compile_for_sm90(softmax, signature, num_ctas=num_ctas, block=1024)
+    x = torch.randn(3, 1000, generator=torch.Generator().manual_seed(1))
+    out = torch.full_like(x, float("nan"))
+    kernel = emulate(built.asm["ptx"])
+    grid = 3 * num_ctas
+    report = kernel[grid, 128, built.metadata.shared](Const(x), out, 1000, None, None, seed=seed)
+    torch.testing.assert_close(out, x.softmax(1))
+    assert report.warnings == []
+
+
+def test_the_blocks_of_a_cluster_must_wait_for_each_other():
+    signature = {"x": "*fp32", "out": "*fp32", "columns": "i32"}
+    built = compile_for_sm90(softmax, signature, num_ctas=2, block=1024)
+    ptx = built.asm["ptx"]
+    pair = re.compile(
+        r"barrier\.cluster\.arrive\.aligned;.*?barrier\.cluster\.wait\.aligned;", re.S
+    )
+    x, out = torch.randn(1, 1000), torch.zeros(1, 1000)
+    for which in range(len(pair.findall(ptx))):
+        found = list(pair.finditer(ptx))[which]
+        broken = ptx[: found.start()] + "bar.sync 0;" + ptx[found.end() :]
+        with pytest.raises(EmulationError):
+            emulate(broken)[2, 128, built.metadata.shared](Const(x), out, 1000, None, None)

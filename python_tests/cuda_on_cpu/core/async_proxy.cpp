@@ -64,7 +64,7 @@ void async_wrote(Block& b, uint32_t address, uint32_t bytes, int place, uint32_t
 }
 
 void refuse_guarded(const Block& b, int lane, uint32_t address, int bytes, bool write) {
-  uint16_t all = 0;
+  uint32_t all = 0;
   for (int k = 0; k < bytes; ++k) all |= b.pending[address + k];
   if (!all) return;
   if (all & kMbarrier) fault(kInvalid, lane, "%s of shared memory at %u, where an mbarrier is", verb(write), address);
@@ -81,7 +81,7 @@ void refuse_guarded(const Block& b, int lane, uint32_t address, int bytes, bool 
   }
 }
 
-void guard(Block& b, uint32_t address, uint32_t bytes, int change) {
+void guard(Block& b, uint32_t address, uint32_t bytes, uint32_t change) {
   for (uint32_t k = 0; k < bytes; ++k) b.pending[address + k] += change;
 }
 

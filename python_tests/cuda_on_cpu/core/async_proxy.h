@@ -6,13 +6,11 @@
 namespace emu {
 
 // Bits of Block::pending, above the count of cp.async.
-enum Guard : uint16_t {
-  kOneCopy = 1,
+enum Guard : uint32_t {
   kCopies = 0x7f,
   kOneReader = 0x80,
-  kReaders = 0x3f80,
-  kTarget = 0x4000,
-  kMbarrier = 0x8000
+  kTarget = 1u << 30,
+  kMbarrier = 1u << 31,
 };
 
 // A read by the async proxy for one lane: bounds, races, copies under way, and that what generic stores have written
@@ -28,7 +26,7 @@ void async_wrote(Block& b, uint32_t address, uint32_t bytes, int place, uint32_t
 // A use of bytes that a copy or an mbarrier has.
 void refuse_guarded(const Block& b, int lane, uint32_t address, int bytes, bool write);
 void check_write(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes);
-void guard(Block& b, uint32_t address, uint32_t bytes, int change);
+void guard(Block& b, uint32_t address, uint32_t bytes, uint32_t change);
 void proxy_fence(Warp& w, uint32_t lanes);
 
 // transfers.cpp

@@ -134,7 +134,7 @@ struct Block {
   std::vector<Touch> reads;                        // [cell][warp of the block]
   std::map<std::pair<int, int>, Touch> far_reads;  // (cell, warp) of other blocks
   std::vector<uint32_t> far_clock;                 // of warps and copies of elsewhere: their latest access
-  std::vector<uint16_t> pending;                   // per byte: Guard, and how many cp.async to it have not landed
+  std::vector<uint32_t> pending;                   // per byte: Guard, and how many cp.async to it have not landed
   std::vector<Warp> warps;
   std::map<int, Barrier> barriers;
 };

@@ -174,7 +174,7 @@ void check_write(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes) 
 void touch_shared(Block& b, Warp& w, int lane, uint32_t address, int bytes, const Use& use) {
   const auto any = [&](const auto& flags, bool set) {
     const auto first = flags.begin() + address, last = first + bytes;
-    return std::find_if(first, last, [&](int n) { return (n != 0) == set; }) != last;
+    return std::find_if(first, last, [&](uint32_t n) { return (n != 0) == set; }) != last;
   };
   if (any(b.pending, true)) {
     refuse_guarded(b, lane, address, bytes, use.write);
