@@ -35,7 +35,6 @@ void complete_if_due(Mbarrier& m) {
   if (m.pending || m.bytes) return;
   ++m.phase, m.pending = m.expected;
   join(m.completed, m.arriving);
-  m.arriving = Published{};
   wake(*m.block, m.address);
 }
 
