@@ -244,9 +244,12 @@ def slct(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 from . import (  # noqa: E402  (they add their rules)
+    rules_bulk,  # noqa: F401
+    rules_cluster,  # noqa: F401
     rules_compare,  # noqa: F401
     rules_control,  # noqa: F401
     rules_integer,  # noqa: F401
+    rules_mbarrier,  # noqa: F401
     rules_memory,  # noqa: F401
     rules_warp,  # noqa: F401
     rules_wgmma,  # noqa: F401

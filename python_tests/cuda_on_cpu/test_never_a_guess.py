@@ -16,6 +16,7 @@ from cuda_on_cpu.ptx_snippets import launch, module, zeros
         "red.global.min.noftz.f16x2 [g0], t0;",
         "atom.global.max.f32 f0, [g0], f1;",
         "red.async.relaxed.cluster.mbarrier::complete_tx::bytes.add.u32 [t0], t1, [t2];",
+        "fence.proxy.alias;",
         "discard.global.L2 [g0], 128;",
         "prmt.b32.f5e t0, t1, t2, t3;",
         "bfe.sat.u32 t0, t1, t2, t3;",

@@ -44,11 +44,18 @@ struct Addresses {
   }
 };
 
+// A loop that looks at the same place again lets others go on, who may be about to change it.
+void note_poll(Warp& w, const Inst& i) {
+  if (w.polled == &i) w.yields = true;
+  w.polled = &i;
+}
+
 // Operands: address, then the values.
 void load(Warp& w, const Inst& i, uint32_t mask, const Addresses& addresses) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
   const Use use = use_of(i, false, false);
+  if (use.strong) note_poll(w, i);
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     const uint8_t* from = access(w, lane, static_cast<Space>(i.imm[0]), addresses.of[lane], bytes * count, use);
@@ -139,6 +146,7 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   const Space space = static_cast<Space>(i.imm[0]);
   const Use use = use_of(i, true, true);
   ++w.block->machine->counts.atomics;
+  note_poll(w, i);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint64_t address = address_of(w, i, o[1], lane);

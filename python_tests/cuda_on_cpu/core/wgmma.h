@@ -88,7 +88,7 @@ void count_registers(Warp& first, const Wgmma& op, int change);
 const uint8_t* read_granule(Warp& w, uint32_t address);
 void begin_read(Warp& first, Wgmma& op, uint32_t address, uint32_t warps);
 void end_reads(Warp& first, const Wgmma& op);
-void refuse_write(Warp& w, int lane, uint32_t address, int bytes);
+void refuse_write(const Block& b, const Warp& w, int lane, uint32_t address, int bytes);
 
 // wgmma.cpp
 void land(Warp& first, uint32_t groups);  // those under way of the first so many groups
