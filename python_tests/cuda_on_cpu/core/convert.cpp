@@ -60,7 +60,8 @@ uint64_t integer_to_integer(uint64_t bits, int from, int to, bool sat) {
   return is_signed(to) ? static_cast<uint64_t>(static_cast<int64_t>(decode(cut, to))) : cut;
 }
 
-// imm: [0] to, [1] from, [2] rounding, [3] ftz | sat << 1 | relu << 2 | round to an integral float << 3 | satfinite << 4
+// imm: [0] to, [1] from, [2] rounding, [3] ftz | sat << 1 | relu << 2 | round to an integral float << 3 | satfinite <<
+// 4
 uint64_t convert(const Inst& i, uint64_t bits) {
   const int to = i.imm[0], from = i.imm[1], mode = i.imm[2];
   const bool ftz = i.imm[3] & 1, sat = i.imm[3] & 2, relu = i.imm[3] & 4, integral = i.imm[3] & 8;

@@ -1,5 +1,6 @@
-// ldmatrix, stmatrix and mma.sync (of f64: tensor_f64.cpp). Fragment layouts are those of the PTX manual, section on warp-level matrix
-// instructions; sums are made in double and rounded once, where hardware may round oftener.
+// ldmatrix, stmatrix and mma.sync (tensor_f64.cpp has that of f64). Fragment layouts are those of the PTX manual,
+// section on warp-level matrix instructions; sums are made in double and rounded once, where hardware may round
+// oftener.
 #include <algorithm>
 
 #include "formats.h"
