@@ -77,7 +77,7 @@ class Registers:
     def allocate(self, kind: str) -> int:
         offset = self.register_bytes
         size = SIZES[kind]
-        self.register_bytes += 64 if size == 0 else 256 if size == 8 else 128
+        self.register_bytes += 64 if size == 0 else 32 * max(size, 4)
         return offset
 
     def constant(self, value: int, kind: str) -> int:
@@ -107,6 +107,13 @@ class Registers:
             if name in scope.memory:
                 return scope.memory[name]
         return self.outer.memory.get(name)
+
+    def halves(self, operand: str) -> list[int]:
+        """The two registers of 64 bits that one of 128 is."""
+        found = self.find(operand)
+        if found is None or found[1] != "b128":
+            raise self.unsupported(f"{operand} is no register of 128 bits")
+        return [found[0], found[0] + 256]
 
     def kind(self, operand: str) -> str | None:
         """The declared type of a register."""

@@ -58,6 +58,11 @@ def load_store(low: Lowering, parts: list[str], operands: list[str]) -> None:
     space = space_of(parts, variable)
     elements = low.split(value[1:-1]) if value.startswith("{") else [value]
     size = SIZES[kind]
+    if kind == "b128":
+        if value.startswith("{") or space == PARAM:
+            raise low.unsupported("vectors and parameters of 128 bits")
+        flags = wide | any(part in ORDERS for part in parts) << 3
+        return low.emit(parts[0], [register, *low.halves(value)], space, 8, 2, offset, flags)
     into_wide = size < 8 and any(SIZES.get(low.kind(e) or kind) == 8 for e in elements)
     strong = any(part in ORDERS for part in parts)
     flags = wide | (kind[0] == "s") << 1 | into_wide << 2 | strong << 3 | order_flags(parts)
@@ -85,10 +90,16 @@ def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
         operands = ["_", *operands]
     operands = operands[: 4 if operation == "cas" else 3]  # without a cache policy
     register, offset, wide, variable = low.address(operands[1])
-    registers = [low.value(operands[0], kind), register, *values(low, kind, operands[2:])]
     space = space_of(parts, variable)
+    if kind == "b128":
+        if operation not in ("exch", "cas") or space == LOCAL:
+            raise low.unsupported(f"{operation} of 128 bits")
+        old, *given = (low.halves(x)[0] if x != "_" else -1 for x in [operands[0], *operands[2:]])
+        registers = [old, register, *given]
+    else:
+        registers = [low.value(operands[0], kind), register, *values(low, kind, operands[2:])]
     low.emit(
-        f"atom.{integer_type(kind)}",
+        f"atom.{kind if kind == 'b128' else integer_type(kind)}",
         registers,
         space,
         SIZES[kind],

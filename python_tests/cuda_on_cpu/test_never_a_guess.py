@@ -26,7 +26,10 @@ from cuda_on_cpu.ptx_snippets import launch, module, zeros
         "mma.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 {f0,f1,f2,f3},"
         " {t0,t1,t2,t3,t4,t5,t6,t7}, {t0,t1,t2,t3}, {f0,f1,f2,f3};",
         "ld.global.b128 x0, [g0];",
-        ".reg .b128 q; mov.b128 q, {x0, x1};",
+        ".reg .b128 q; mov.b128 q, {t0, t1, t2, t3};",
+        ".reg .b128 q; ld.global.v2.b128 {q, q}, [g0];",
+        ".reg .b128 q; atom.global.add.b128 q, [g0], q;",
+        ".reg .b128 q; selp.b128 q, q, q, p0;",
         "ld.global.f32.nonsense f0, [g0];",
         "isspacep.somewhere p0, x0;",
     ],

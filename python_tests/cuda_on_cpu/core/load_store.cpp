@@ -159,6 +159,30 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   }
 }
 
+// Of 128 bits, exch and cas: a register is two of 64, the lower first. Operands and imm: as atom's.
+void atom_b128(Warp& w, const Inst& i, uint32_t mask) {
+  struct Wide {
+    uint64_t half[2];
+  };
+  constexpr int kUpper = 8 * kLanes;
+  const int32_t* o = operands(w, i);
+  const auto wide = [&](int32_t reg, int lane) {
+    return Wide{{get<uint64_t>(w, reg, lane), get<uint64_t>(w, reg + kUpper, lane)}};
+  };
+  ++w.block->machine->counts.atomics;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint64_t address = address_of(w, i, o[1], lane);
+    access(w, lane, static_cast<Space>(i.imm[0]), address, 16, {.write = false, .strong = true});
+    uint8_t* at = access(w, lane, static_cast<Space>(i.imm[0]), address, 16, {.write = true, .strong = true});
+    const Wide given = wide(o[2], lane), other = i.imm[5] == kCas ? wide(o[3], lane) : given;
+    Wide old;
+    std::memcpy(&old, at, 16);
+    if (i.imm[5] != kCas || std::memcmp(&old, &given, 16) == 0) std::memcpy(at, &other, 16);
+    if (o[0] >= 0) set<uint64_t>(w, o[0], lane, old.half[0]), set<uint64_t>(w, o[0] + kUpper, lane, old.half[1]);
+  }
+}
+
 uint32_t half_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, true); }
 uint32_t bfloat_pair(int, uint32_t old, uint32_t b, uint32_t) { return pair_add(old, b, false); }
 uint16_t half_one(int, uint16_t old, uint16_t b, uint16_t) { return pair_add(old, b, true) & 0xffff; }
@@ -204,6 +228,7 @@ const bool registered = [] {
   add("atom.f64", atom<double, float_function<double>>);
   add("atom.f16x2", atom<uint32_t, half_pair>), add("atom.bf16x2", atom<uint32_t, bfloat_pair>);
   add("atom.f16", atom<uint16_t, half_one>), add("atom.bf16", atom<uint16_t, bfloat_one>);
+  add("atom.b128", atom_b128);
   add("cvta", cvta), add("isspacep", isspacep), add("check.vector", check_vector);
   add("nop", [](Warp&, const Inst&, uint32_t) {});
   return true;
