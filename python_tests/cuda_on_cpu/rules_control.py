@@ -63,7 +63,7 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 @rule(
-    *("membar", "prefetch", "prefetchu", "applypriority", "pmevent"),
+    *("prefetch", "prefetchu", "applypriority", "pmevent"),
     allow="cta gl sys global local L1 L2 mask tensormap param const",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
