@@ -108,20 +108,24 @@ ASYNC_FENCES = "proxy async global shared::cta shared::cluster"
 
 @rule("fence", allow=f"{MEMORY_FENCES} {TENSOR_MAP_FENCES} {ASYNC_FENCES} mbarrier_init")
 def fence(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    """Orders what other threads, and the async proxy, may know; values come in order anyway."""
+    """Orders what other threads, and the async proxy, may know; values come in order anyway.
+
+    What orders mbarrier.init is taken as a fence of everything.
+    """
     if parts[1:3] == ["proxy", "async"]:
         only(low, parts, ASYNC_FENCES)
         return low.emit("nop" if parts[-1] == "global" else "fence.proxy.async", [])
     if parts[1] == "mbarrier_init":
         only(low, parts, "mbarrier_init release cluster")
+        low.emit("fence", [])
     elif parts[1] == "proxy":
         only(low, parts, TENSOR_MAP_FENCES)
         if "tensormap::generic" not in parts:
             raise low.unsupported("proxy")
+        low.emit("nop", [])
     else:
         only(low, parts, MEMORY_FENCES)
-        return low.emit("fence", [], "cta" not in parts)
-    low.emit("nop", [])
+        low.emit("fence", [], "cta" not in parts)
 
 
 @rule("membar", allow="cta gl sys")

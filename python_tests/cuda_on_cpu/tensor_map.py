@@ -131,6 +131,38 @@ def encode_tiled(
     return bytes(layout)
 
 
+def encode_as_driver(
+    data_type: int,
+    address: int,
+    dims: tuple[int, ...],
+    strides: tuple[int, ...],
+    box: tuple[int, ...],
+    element_strides: tuple[int, ...],
+    interleave: int,
+    swizzle: int,
+    l2_promotion: int,
+    nan_fill: int,
+) -> bytes:
+    """The same from the enumerators of cuda.h, for what stands in for cuTensorMapEncodeTiled."""
+    types = {number: name for name, (number, _) in DATA_TYPES.items()}
+    spans = {number: span for span, number in SWIZZLES.items()}
+    promotions = {number: size for size, number in L2_PROMOTIONS.items()}
+    if data_type not in types or swizzle not in spans:
+        raise Unsupported(f"tensor maps of CUtensorMapDataType {data_type}, swizzle {swizzle}")
+    return encode_tiled(
+        types[data_type],
+        address,
+        dims,
+        strides,
+        box,
+        element_strides,
+        interleave=interleave,
+        swizzle=spans[swizzle],
+        l2_promotion=promotions.get(l2_promotion, -1),
+        nan_fill=bool(nan_fill),
+    )
+
+
 def tensor_map(tensor: torch.Tensor, box: tuple[int, ...], **options) -> TensorMap:
     """Of a torch tensor, whose last dimension is the contiguous one; ``box`` is in its order.
 

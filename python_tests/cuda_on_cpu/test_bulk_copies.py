@@ -105,6 +105,34 @@ def test_refilling_what_others_still_read_is_a_race(seed):
         run(body + again.replace("bar.sync 0;", ""), data(), zeros(128), seed=seed)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_copy_comes_after_the_reads_that_its_thread_knows_of(seed):
+    """Thread 0 waits until all have read and refills the tile; thread 32 expects the bytes.
+
+    Who has waited for the copy may write where others have read before it.
+    """
+    body = start(1) + "@p0 mbarrier.init.shared.b64 [t7+16], 128; bar.sync 0;"
+    body += expect(512) + bulk(512) + wait() + GIVE
+    told = "mbarrier.arrive.shared.b64 _, [t7+16];"
+    refill = "@!p0 bra OTHERS;" + wait(at="t7+16") + bulk(512, guard="") + "OTHERS:"
+    expects = "setp.eq.u32 p1, tid, 32;" + expect(512, guard="@p1 ")
+    write = "xor.b32 t3, tid, 127; mad.lo.u32 t3, t3, 4, t6; st.shared.u32 [t3], tid;"
+    run(body + told + refill + expects + wait(1) + write, data(), zeros(128), seed=seed)
+    with pytest.raises(SharedRace):
+        run(body + told + expects + write, data(), zeros(128), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_copy_lands_though_others_spin(seed):
+    """The second warp looks at a flag that the first one sets when it has waited."""
+    body = start() + "mov.u32 t3, 0; setp.lt.u32 p1, tid, 32; @p1 bra FIRST;"
+    body += "SPIN: ld.volatile.shared.u32 t3, [t6+512]; setp.eq.u32 p2, t3, 0; @p2 bra SPIN;"
+    body += "bra DONE; FIRST:" + expect(512) + bulk(512) + wait()
+    body += "@p0 st.volatile.shared.u32 [t6+512], 1; DONE:"
+    body = body.replace("bar.sync 0;", "@p0 st.shared.u32 [t6+512], 0; bar.sync 0;", 1)
+    run(body, data(), block=64, seed=seed)
+
+
 @pytest.mark.parametrize(
     ("size", "wanted", "text"),
     [(512, 496, "-16 bytes"), (512, 528, "16 bytes"), (496, 512, "16 bytes")],

@@ -115,6 +115,16 @@ def test_another_thread_may_not_rewrite_what_the_waiter_has_not_told_of(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_the_wait_itself_must_be_told_of(seed):
+    """All know of the copy's begin, but not that its thread has waited."""
+    body = READY + bulk_store(512) + "bar.sync 0;" + wait_stores(".read")
+    rewrite = "setp.eq.u32 p1, tid, 64; @p1 st.shared.u32 [t6], 5;"
+    run(body + "bar.sync 0;" + rewrite, data(), zeros(128), seed=seed)
+    with pytest.raises(SharedRace):
+        run(body + rewrite, data(), zeros(128), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("end", ["", "cp.async.bulk.commit_group;", wait_stores(".read", 1)])
 def test_a_block_that_exits_before_its_copy_has_read(end, seed):
     with pytest.raises(SharedRace, match=r"exits while .* no wait_group.read"):

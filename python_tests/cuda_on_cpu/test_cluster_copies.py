@@ -34,6 +34,28 @@ def test_arrivals_at_the_peers_mbarrier(form, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_fence_of_the_inits_and_a_relaxed_barrier_are_enough(seed):
+    """As CUTLASS does."""
+    fence = "@p0 fence.mbarrier_init.release.cluster;"
+    relaxed = "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.aligned;"
+    init = start(128).replace("bar.sync 0;", fence + relaxed)
+    body = init + PEERS + ARRIVE.format(FORMS[0]) + wait() + READS["mapa"] + OUT + SYNC
+    out = zeros(256)
+    run(body, out, seed=seed)
+    assert out.tolist() == EXCHANGED
+    with pytest.raises((SharedRace, Invalid), match=r"init"):
+        run(body.replace(fence, ""), zeros(256), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_block_may_not_leave_before_others_have_arrived_at_its_mbarrier(seed):
+    body = start(128) + SYNC + PEER + ARRIVE.format(FORMS[0])
+    run(body + wait(), zeros(1), seed=seed)
+    with pytest.raises((SharedRace, OutOfBounds), match="exit"):
+        run(body, zeros(1), seed=seed)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_generic_arrivals(seed):
     remote = "cvt.u64.u32 x2, t7; cvta.shared.u64 x2, x2; mapa.u64 x3, x2, t2;"
     remote += "mbarrier.arrive.b64 _, [x3];"

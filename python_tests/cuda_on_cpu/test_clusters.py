@@ -64,6 +64,7 @@ def test_blocks_read_each_other(read, seed):
         "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;",
         "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
         "barrier.cluster.arrive.release; bar.sync 0; barrier.cluster.wait;",
+        "fence.acq_rel.cluster; barrier.cluster.arrive.relaxed; barrier.cluster.wait;",
     ],
 )
 @pytest.mark.parametrize("seed", SEEDS)
@@ -75,7 +76,7 @@ def test_forms_of_the_barrier(sync, seed):
 
 @pytest.mark.parametrize(
     "sync",
-    ["", "bar.sync 0;", "barrier.cluster.arrive.relaxed; barrier.cluster.wait;"],
+    ["", "bar.sync 0;", "barrier.cluster.arrive.relaxed; fence.sc.cluster; barrier.cluster.wait;"],
 )
 @pytest.mark.parametrize("seed", SEEDS)
 def test_without_an_order_it_is_a_race(sync, seed):

@@ -120,6 +120,11 @@ ORDERS = {
     "test": "mbarrier.arrive.shared.b64 x1, [t7];" + TOKEN.format("test_wait.shared", ""),
     "acquire": "mbarrier.arrive.release.cluster.shared::cta.b64 x1, [t7], 1;"
     + TOKEN.format("try_wait.acquire.cluster.shared::cta", ""),
+    "fence-before": "fence.acq_rel.cta; mbarrier.arrive.relaxed.cta.shared::cta.b64 _, [t7];"
+    + wait(),
+    "fence-after": "mbarrier.arrive.shared::cta.b64 _, [t7];"
+    + wait().replace("parity.shared", "parity.relaxed.cta.shared")
+    + "membar.cta;",
     "generic": "cvt.u64.u32 x2, t7; cvta.shared.u64 x2, x2; mbarrier.arrive.b64 x1, [x2];"
     + TOKEN.format("try_wait", "").replace("t7", "x2"),
 }

@@ -12,7 +12,7 @@ from cuda_on_cpu import emulate
 from cuda_on_cpu.async_snippets import SHARED, expect, start, wait
 from cuda_on_cpu.errors import Invalid, Misaligned, SharedRace, Unsupported
 from cuda_on_cpu.ptx_snippets import module
-from cuda_on_cpu.tensor_map import encode_tiled, tensor_map
+from cuda_on_cpu.tensor_map import encode_as_driver, encode_tiled, tensor_map
 from cuda_on_cpu.tensor_snippets import LOAD, MAP, load_box, run
 
 GOOD = {
@@ -36,6 +36,17 @@ def test_the_layout_is_the_documented_one():
         *(64, 16, 2, 0, 0, 1, 2, 1, 0, 0),
         *(9, 3, 0, 3, 3, 0, bytes(23)),
     )
+
+
+def test_the_enumerators_of_the_driver():
+    """CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, SWIZZLE_128B and L2_PROMOTION_L2_256B of cuda.h."""
+    sizes = 0x10000, (100, 50, 7), (256, 25600), (64, 16, 2), (1, 2, 1)
+    assert encode_as_driver(9, *sizes, 0, 3, 3, 0) == encode_tiled(**GOOD)
+    for wrong in [(13, 0, 3, 3, 0), (9, 0, 4, 3, 0), (9, 1, 3, 3, 0), (9, 0, 3, 3, 1)]:
+        with pytest.raises(Unsupported):
+            encode_as_driver(wrong[0], *sizes, *wrong[1:])
+    with pytest.raises(Invalid, match="L2 promotion"):
+        encode_as_driver(9, *sizes, 0, 3, 4, 0)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,18 @@ bool fenced(const Block& b, const Warp& w, const Cell& cell) {
   return writer.proxy_fences[__builtin_ctz(cell.write.lanes)] > cell.fences;
 }
 
+// Reads before a copy's write are known to be before it: whoever comes after the write comes after them.
+void forget_reads(Block& b, uint32_t cell, uint8_t bytes) {
+  for (uint32_t rest = b.cells[cell].readers; rest; rest &= rest - 1) {
+    b.reads[__builtin_ctz(rest) * b.cells.size() + cell].bytes &= ~bytes;
+  }
+  if (b.far_reads.empty()) return;
+  const int number = cell;
+  for (auto at = b.far_reads.lower_bound({number, 0}); at != b.far_reads.end() && at->first.first == number; ++at) {
+    at->second.bytes &= ~bytes;
+  }
+}
+
 }  // namespace
 
 void async_read(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what) {
@@ -60,6 +72,7 @@ void async_wrote(Block& b, uint32_t address, uint32_t bytes, int place, uint32_t
     const uint8_t which = bytes_of(index, address, bytes) | (again ? cell.write.bytes : 0);
     cell.write = {clock, 0, 0, 1, which, false};
     cell.warp = place;
+    forget_reads(b, index, which);
   }
 }
 

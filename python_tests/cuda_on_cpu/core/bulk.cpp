@@ -5,21 +5,16 @@
 
 namespace emu {
 
-Mbarrier* barrier_for(Warp& w, int lane, Block& b, uint64_t address) {
-  if (&b != w.block) note_far(b, w.number, w.clock[w.number]);
-  return &mbarrier_at(w, lane, b, address);
-}
-
 std::vector<Mbarrier*> targets_of(Warp& w, int lane, uint64_t& to, uint64_t barrier, int multicast) {
   Block& b = shared_block(w, lane, Space::cluster, to);
   Block& at = shared_block(w, lane, Space::cluster, barrier);
   if (&b != &at) fault(kInvalid, lane, "the mbarrier of a bulk copy is not in the shared memory that it writes");
-  if (multicast < 0) return {barrier_for(w, lane, b, barrier)};
+  if (multicast < 0) return {&mbarrier_at(w, lane, b, barrier)};
   std::vector<Mbarrier*> out;
   for (uint32_t rank = 0; rank < 16; ++rank) {
     if (!(multicast >> rank & 1)) continue;
     uint64_t peer = static_cast<uint64_t>(rank + 1) << kRankShift;
-    out.push_back(barrier_for(w, lane, block_of(w, lane, peer), barrier));
+    out.push_back(&mbarrier_at(w, lane, block_of(w, lane, peer), barrier));
   }
   return out;
 }

@@ -54,8 +54,7 @@ struct Transfer {
   std::vector<Mbarrier*> targets;         // one per block that the copy goes to
   uint32_t source = 0, source_bytes = 0;  // in the shared memory of the issuing block, busy until it lands
   uint32_t total = 0;                     // bytes to report
-  Published issued;
-  int cp_asyncs = -1;  // not a copy: an arrival, when the lane's first so many cp.async are there
+  int cp_asyncs = -1;                     // not a copy: an arrival, when the lane's first so many cp.async are there
   int age = 0;
 };
 
@@ -93,6 +92,10 @@ void join(std::vector<uint32_t>& into, const std::vector<uint32_t>& other);
 bool ordered(const Warp& w, int lane, const Touch& before, int warp);
 void release(Warp& w, uint32_t lanes, Published& to);
 void acquire(Warp& w, uint32_t lanes, const Published& from);
+// Relaxed: with a fence before, or after.
+void release_relaxed(const Warp& w, Published& to);
+void acquire_relaxed(Warp& w, const Published& from);
+void fence_arrivals(Warp& w, uint32_t lanes);
 void join(Published& into, const Published& other);
 // These lanes know of the landings that a clock tells of.
 void see(Warp& w, uint32_t lanes, const std::vector<uint32_t>& clock);

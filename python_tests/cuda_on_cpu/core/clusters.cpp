@@ -78,7 +78,8 @@ void complete_if_due(Cluster& c) {
 void cluster_arrive(Warp& w, const Inst& i, uint32_t mask) {
   const uint32_t again = mask & (w.cluster_arrived | w.cluster_released);
   if (again) fault(kInvalid, __builtin_ctz(again), "a second barrier.cluster.arrive with no wait between");
-  if (!i.imm[0]) release(w, mask, w.block->cluster->arriving);
+  Published& to = w.block->cluster->arriving;
+  i.imm[0] ? release_relaxed(w, to) : release(w, mask, to);
   w.cluster_arrived |= mask;
   complete_if_due(*w.block->cluster);
 }

@@ -93,7 +93,8 @@ void fence(Warp& w, Reach reach) {
 namespace {
 
 const bool registered = [] {
-  add("fence", [](Warp& w, const Inst& i, uint32_t) { fence(w, static_cast<Reach>(i.imm[0])); });
+  add("fence",
+      [](Warp& w, const Inst& i, uint32_t mask) { fence(w, static_cast<Reach>(i.imm[0])), fence_arrivals(w, mask); });
   return true;
 }();
 

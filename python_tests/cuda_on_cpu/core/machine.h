@@ -19,6 +19,7 @@ namespace emu {
 struct Machine;
 struct Block;
 struct Cluster;
+struct Published;
 
 // Thrown by handlers; launch() turns it into the caller's Fault.
 struct FaultError {
@@ -58,14 +59,16 @@ struct Warp {
   std::vector<std::array<uint32_t, kLanes>> seen;  // per mbarrier of the cluster: which landings each lane knows of
   uint32_t synced = 0;                             // its own clock when all its lanes last synchronised
   uint32_t proxy_fences[kLanes] = {};
-  uint32_t parked = 0;               // lanes that the instruction makes wait
-  uint32_t expired = 0;              // lanes whose wait has reached its time limit
-  uint32_t wait_for[kLanes] = {};    // the mbarrier, or kClusterBarrier
-  bool yields = false;               // others first
-  const Inst* polled = nullptr;      // the latest load with an order: again, it spins
-  uint32_t bulk_group[kLanes] = {};  // committed groups of bulk copies
-  uint32_t cluster_arrived = 0;      // lanes that have arrived at the cluster's barrier
-  uint32_t cluster_released = 0;     // lanes that may pass it
+  std::shared_ptr<Published> before_fence;   // what a relaxed arrival after a fence publishes
+  std::shared_ptr<Published> after_relaxed;  // what a fence after a relaxed wait takes over
+  uint32_t parked = 0;                       // lanes that the instruction makes wait
+  uint32_t expired = 0;                      // lanes whose wait has reached its time limit
+  uint32_t wait_for[kLanes] = {};            // the mbarrier, or kClusterBarrier
+  bool yields = false;                       // others first
+  const Inst* polled = nullptr;              // the latest load with an order: again, it spins
+  uint32_t bulk_group[kLanes] = {};          // committed groups of bulk copies
+  uint32_t cluster_arrived = 0;              // lanes that have arrived at the cluster's barrier
+  uint32_t cluster_released = 0;             // lanes that may pass it
   std::vector<PendingCopy> copies;
   uint32_t copy_group[kLanes] = {};
   RegisterUse use;

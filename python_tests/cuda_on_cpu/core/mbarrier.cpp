@@ -98,7 +98,7 @@ void arrive_on(Warp& w, const Inst& i, uint32_t mask) {
     if ((i.imm[4] & kNoComplete) && count >= m.pending) {
       fault(kInvalid, lane, "arrive.noComplete would complete the phase of the mbarrier at %u", m.address);
     }
-    if (!(i.imm[4] & kRelaxed)) release(w, 1u << lane, m.arriving);
+    i.imm[4] & kRelaxed ? release_relaxed(w, m.arriving) : release(w, 1u << lane, m.arriving);
     arrive(m, count, lane);
     if (o[1] >= 0) set<uint64_t>(w, o[1], lane, state);
   }
@@ -159,7 +159,7 @@ void wait(Warp& w, const Inst& i, uint32_t mask) {
     }
   }
   for (const auto& [m, lanes] : passed) {
-    if (!(i.imm[4] & kRelaxed)) acquire(w, lanes, m->completed);
+    i.imm[4] & kRelaxed ? acquire_relaxed(w, m->completed) : acquire(w, lanes, m->completed);
   }
 }
 

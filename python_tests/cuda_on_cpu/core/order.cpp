@@ -58,6 +58,23 @@ void acquire(Warp& w, uint32_t lanes, const Published& from) {
   w.order.join(from.order);
 }
 
+void release_relaxed(const Warp& w, Published& to) {
+  if (w.before_fence) join(to, *w.before_fence);
+}
+
+void acquire_relaxed(Warp& w, const Published& from) {
+  if (!w.after_relaxed) w.after_relaxed = std::make_shared<Published>();
+  join(*w.after_relaxed, from);
+}
+
+void fence_arrivals(Warp& w, uint32_t mask) {
+  const Cluster& c = *w.block->cluster;
+  if (c.mbarriers.empty() && c.blocks.size() == 1) return;
+  if (!w.before_fence) w.before_fence = std::make_shared<Published>();
+  release(w, mask, *w.before_fence);
+  if (w.after_relaxed) acquire(w, mask, *w.after_relaxed);
+}
+
 void note_far(Block& b, int who, uint32_t clock) {
   if (b.far_clock.size() <= static_cast<size_t>(who)) b.far_clock.resize(who + 1);
   b.far_clock[who] = std::max(b.far_clock[who], clock);

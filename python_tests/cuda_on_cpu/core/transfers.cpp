@@ -29,7 +29,6 @@ void land_in(Cluster& c, const Transfer& t, Mbarrier& m) {
     async_wrote(b, piece.shared, piece.bytes, m.place, clock);
   }
   note_far(b, m.place, clock);
-  join(m.arriving, t.issued);
   if (m.arriving.clock.size() <= static_cast<size_t>(m.place)) m.arriving.clock.resize(m.place + 1);
   m.arriving.clock[m.place] = clock;
   complete_bytes(m, t.total, t.lane);
@@ -64,7 +63,6 @@ void let_go(Store& store) {
 
 void begin(Cluster& c, Transfer t) {
   if (t.cp_asyncs < 0) {
-    join(t.issued.clock, t.warp->clock), join(t.issued.fenced, t.warp->fenced);
     for (const Mbarrier* m : t.targets) {
       for (const Piece& piece : t.pieces) async_write(*m->block, *t.warp, t.lane, piece.shared, piece.bytes);
     }
