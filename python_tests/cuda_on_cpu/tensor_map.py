@@ -82,7 +82,7 @@ def _check_sizes(dims, strides, box, element_strides, element: int) -> None:
     _check(lengths == (rank - 1, rank, rank), "strides, box or element strides have another rank")
     _check(all(0 < d <= 2**32 for d in dims), f"dimensions {dims}; each must be 1 to 2^32")
     _check(
-        all(s % 16 == 0 and 0 < s < 2**40 for s in strides),
+        all(s % 16 == 0 and 0 <= s < 2**40 for s in strides),
         f"strides of {strides} bytes; each must be a multiple of 16, less than 2^40",
     )
     _check(all(0 < b <= 256 for b in box), f"a box of {box}; each must be 1 to 256")

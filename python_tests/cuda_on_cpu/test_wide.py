@@ -17,7 +17,7 @@ extern "C" __global__ void exchange(Pair* cell, Pair* old) {
   old[i] = atomicExch(cell, Pair{i, ~i});
 }
 extern "C" __global__ void add(Pair* cell, Pair* old) {
-  Pair seen = *cell, was;
+  Pair seen = atomicCAS(cell, Pair{0, 0}, Pair{0, 0}), was;
   do {
     was = seen;
     seen = atomicCAS(cell, was, Pair{was.a + 1, was.b + 2});

@@ -41,10 +41,7 @@ void forget_reads(Block& b, uint32_t cell, uint8_t bytes) {
 
 }  // namespace
 
-void async_read(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what) {
-  check_range(b, lane, address, bytes, false);
-  if (bytes == 0) return;
-  touch_shared(b, w, lane, address, bytes, {.write = false});
+void check_fenced(const Block& b, const Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what) {
   for (uint32_t index = address / 4; index <= (address + bytes - 1) / 4; ++index) {
     const Cell& cell = b.cells[index];
     if (!(cell.write.bytes & bytes_of(index, address, bytes)) || fenced(b, w, cell)) continue;
@@ -53,6 +50,13 @@ void async_read(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes, c
           "%s reads shared memory at %u, which thread %d has written with no fence.proxy.async after", what, index * 4,
           who);
   }
+}
+
+void async_read(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what) {
+  check_range(b, lane, address, bytes, false);
+  if (bytes == 0) return;
+  touch_shared(b, w, lane, address, bytes, {.write = false});
+  check_fenced(b, w, lane, address, bytes, what);
 }
 
 void async_write(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes) {

@@ -17,6 +17,9 @@ enum Guard : uint32_t {
 // has passed a fence.proxy.async. `what` names the instruction. The bytes are at b.shared[address].
 void async_read(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what);
 
+// The last part alone.
+void check_fenced(const Block& b, const Warp& w, int lane, uint32_t address, uint32_t bytes, const char* what);
+
 // A write by the async proxy is about to begin: nobody may still use these bytes.
 void async_write(Block& b, Warp& w, int lane, uint32_t address, uint32_t bytes);
 

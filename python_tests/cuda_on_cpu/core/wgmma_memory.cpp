@@ -23,7 +23,9 @@ bool seen(const Block& b, const Warp& w, const uint32_t* landed, size_t group) {
 
 // Every granule of shared memory that a wgmma multiplies passes here, once for each warp that it is read for.
 const uint8_t* read_granule(Warp& w, uint32_t address) {
-  return access(w, 0, Space::shared, address, kGranule, {.recorded = false});
+  const uint8_t* granule = access(w, 0, Space::shared, address, kGranule, {.recorded = false});
+  check_fenced(*w.block, w, 0, address, kGranule, "wgmma");
+  return granule;
 }
 
 void begin_read(Warp& first, Wgmma& op, uint32_t address, uint32_t warps) {
