@@ -7,6 +7,10 @@
 #include "../cuda/kernels.h"
 #include "tensor.h"
 
+#ifdef CAPMOE_EMULATED
+extern "C" void standin_add_piece(const void* piece, uint64_t bytes);
+#endif
+
 namespace capmoe {
 
 // Cuts pieces off a block of memory, or, where there is none yet, finds out how large it must be.
@@ -18,6 +22,10 @@ class Carver {
   T* take(int64_t count) {
     std::byte* piece = memory_ == nullptr ? nullptr : memory_ + bytes_;
     bytes_ += (static_cast<int64_t>(sizeof(T)) * count + kAlignment - 1) / kAlignment * kAlignment;
+#ifdef CAPMOE_EMULATED  // each piece is exact, and nobody's memory lies between two
+    if (memory_ != nullptr) standin_add_piece(piece, sizeof(T) * count);
+    bytes_ += kAlignment;
+#endif
     return reinterpret_cast<T*>(piece);
   }
 

@@ -11,6 +11,7 @@ import torch
 from .errors import BadLaunch
 from .parse import Variable
 from .structs import Buffer
+from .tensor_map import TensorMap
 
 FLOATS = {"f32": "<f", "f64": "<d"}
 
@@ -41,6 +42,10 @@ def pack(variable: Variable, value, buffers: list[Buffer]) -> bytes:
         return _pointer(variable, value.tensor, False, buffers, ctypes.addressof(value.written))
     if isinstance(value, torch.Tensor):
         return _pointer(variable, value, False, buffers)
+    if isinstance(value, TensorMap) and variable.size == 128:
+        for tensor in value.tensors:
+            add_buffer(tensor, buffers)
+        return value.data
     if value is None and variable.size == 8:
         return bytes(8)
     if isinstance(value, bytes) and len(value) == variable.size:
@@ -65,7 +70,16 @@ def _pointer(
     if variable.size != 8 or variable.element in FLOATS or tensor.device.type != "cpu":
         where = f"a tensor on {tensor.device}"
         raise BadLaunch(f"{variable.name} is .{variable.element}, got {where}")
-    storage = tensor.untyped_storage()
+    add_buffer(Const(tensor) if read_only else tensor, buffers, written)
+    return struct.pack("<Q", tensor.data_ptr())
+
+
+def add_buffer(
+    value: torch.Tensor | Const, buffers: list[Buffer], written: int | None = None
+) -> None:
+    """Memory that the kernel may touch. ``written``: where it is noted which bytes have been."""
+    read_only = isinstance(value, Const)
+    storage = (value.tensor if read_only else value).untyped_storage()
     extent = Buffer(storage.data_ptr(), storage.nbytes(), read_only)
     extent.written = written
     # The same memory given twice, once as const: writing through the other name is right.
@@ -75,4 +89,3 @@ def _pointer(
         other.written = other.written or written
     if not same and extent.size:
         buffers.append(extent)
-    return struct.pack("<Q", tensor.data_ptr())

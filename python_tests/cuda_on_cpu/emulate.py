@@ -6,14 +6,16 @@ import ctypes
 import functools
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from . import gpu, occupancy
 from .arguments import pack
 from .build import core
 from .classes import by_line
 from .errors import BY_KIND, BadLaunch, Finding, Unsupported
-from .limits import check_limits
+from .limits import check_cluster, check_cooperative, check_limits
 from .lower import Lowering
+from .options import Options
 from .parse import SIZES, Module, Variable, parse
 from .structs import COUNTS, Buffer, Counts, Fault, Init, Inst, Launch, Program
 
@@ -27,6 +29,14 @@ class Report:
     executed: dict[int, int] = field(default_factory=dict)  # warp instructions by PTX line
     classes: dict[str, int] = field(default_factory=dict)  # and by class, see classes.py
     output: list[str] = field(default_factory=list)  # of printf, one text for each call of a thread
+
+
+class Shape(NamedTuple):
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dynamic_shared: int
+    cluster: tuple[int, int, int]
+    explicit_cluster: bool
 
 
 class Loaded:
@@ -107,68 +117,61 @@ class Kernel:
         shared = rest[0] if rest else 0
         return lambda *args, **options: self.launch(grid, block, args, shared, **options)
 
-    def launch(
-        self,
-        grid,
-        block,
-        args,
-        dynamic_shared=0,
-        *,
-        seed=0,
-        resident=16,
-        max_steps=200_000_000,
-        buffers=(),
-        on_gpu: gpu.Agreement = True,
-        check_registers=False,
-    ) -> Report:
+    def launch(self, grid, block, args, dynamic_shared=0, **options) -> Report:
         """Runs the kernel on tensors, numbers and ``None`` in the order of its parameters.
 
-        ``seed``: 0 runs warps and blocks in order, others interleave them at random.
-        ``resident``: blocks in flight. ``buffers``: memory that it may touch beside its tensors.
-        ``check_registers``: asks ptxas whether they suffice.
-        ``on_gpu``: how it must agree with a GPU, where there is one: see ``gpu.Agreement``.
+        ``options``: the fields of ``Options``.
         """
-        grid, block = _three(grid, "grid"), _three(block, "block")
-        if check_registers:
-            threads = block[0] * block[1] * block[2]
-            occupancy.check_registers(self.loaded.ptx, self.name, self.target, threads)
+        wanted = Options(**options)
+        shape = self._shape(grid, block, dynamic_shared, wanted)
         memory = self._arguments(args)
         twin = None
-        if on_gpu and not buffers and gpu.runs(self.target):  # other memory is not known there
+        if gpu.can_run(self.target, args, wanted):
             twin = gpu.Twin(self.loaded.on_gpu, self.name, self.entry.params, args)
-        options = (dynamic_shared, seed, resident, max_steps, buffers)
-        report = self._emulate(grid, block, memory, *options)
+        report = self._emulate(shape, memory, wanted)
         if twin is not None:
-            twin.confirm(grid, block, dynamic_shared, on_gpu)
+            twin.confirm(shape.grid, shape.block, dynamic_shared, wanted.on_gpu)
         return report
 
-    def _emulate(
-        self, grid, block, memory, dynamic_shared, seed, resident, max_steps, buffers
-    ) -> Report:
-        check_limits(
-            self.target,
-            self.entry.directives,
-            grid,
-            block,
-            self.lowering.static_shared,
-            dynamic_shared,
-        )
-        params, own = memory
-        buffers = [*own, *buffers]
+    def _shape(self, grid, block, dynamic_shared, wanted: Options) -> Shape:
+        """The launch's numbers, checked against what the architecture and the kernel allow."""
+        grid, block = _three(grid, "grid"), _three(block, "block")
+        static = self.lowering.static_shared
+        directives = self.entry.directives
+        check_limits(self.target, directives, grid, block, static, dynamic_shared)
+        if wanted.check_registers:
+            threads = block[0] * block[1] * block[2]
+            occupancy.check_registers(self.loaded.ptx, self.name, self.target, threads)
+        cluster = _three(wanted.cluster, "cluster") if wanted.cluster else None
+        size, explicit = check_cluster(self.target, directives, grid, cluster)
+        if wanted.cooperative:
+            check_cooperative(self.target, grid, block, static + dynamic_shared)
+        return Shape(grid, block, dynamic_shared, size, explicit)
+
+    def _emulate(self, shape: Shape, memory: tuple[bytes, list[Buffer]], wanted: Options) -> Report:
+        params, buffers = memory[0], [*memory[1], *wanted.buffers]
+        resident, workspace = wanted.resident, ctypes.create_string_buffer(64)
+        if wanted.cooperative:
+            resident = max(resident, shape.grid[0] * shape.grid[1] * shape.grid[2])
+            buffers.append(Buffer(ctypes.addressof(workspace), 64))
         array = (Buffer * max(len(buffers), 1))(*buffers)
+        block = shape.block
         launch = Launch(
-            grid,
+            shape.grid,
             block,
-            dynamic_shared,
+            shape.dynamic_shared,
             array,
             len(buffers),
             params,
             len(params),
-            seed,
+            wanted.seed,
             resident,
-            max_steps,
+            wanted.max_steps,
             executed := (ctypes.c_uint64 * len(self._insts))(),
             (ctypes.c_void_p * len(array))(*(buffer.written for buffer in buffers)),
+            shape.cluster,
+            shape.explicit_cluster,
+            ctypes.addressof(workspace) if wanted.cooperative else 0,
         )
         counts, fault = Counts(), Fault()
         core().emu_launch(

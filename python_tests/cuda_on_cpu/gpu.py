@@ -14,16 +14,12 @@ import re
 
 import torch
 
-from .arguments import Const, pack
+from .arguments import Const, TensorMap, pack
+from .options import Agreement, Options
 from .parse import Variable
 
 ATTRIBUTE_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-
-
-# True: the same bits in every tensor, NaNs aside. A number: how far floats may be apart, relative
-# and absolute, and at least two units in the last place. False: not compared. A dict: by argument.
-Agreement = bool | float | dict[int, bool | float]
 
 
 class MismatchError(AssertionError):
@@ -73,6 +69,13 @@ def runs(target: str) -> bool:
     """Whether the GPU at hand runs PTX for ``target``. sm_90a is for sm_90 alone."""
     wanted = int("".join(c for c in target if c.isdigit()))
     return capability() == wanted if target[-1] in "af" else capability() >= wanted > 0
+
+
+def can_run(target: str, args: tuple, wanted: Options) -> bool:
+    """Whether the launch can be repeated there: other memory than tensors is not known to it."""
+    plain = not (wanted.buffers or wanted.cluster or wanted.cooperative)
+    maps = any(isinstance(value, TensorMap) for value in args)
+    return bool(wanted.on_gpu) and plain and not maps and runs(target)
 
 
 class Module:

@@ -37,12 +37,54 @@ LIMITS = {
 }
 
 
+MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132}  # of the SXM boards
+PORTABLE_CLUSTER = 8
+
+
 def limits_of(target: str) -> Limits:
     """Of "sm_80", "sm_90a" and so on."""
     limits = LIMITS.get(target.rstrip("af"))
     if limits is None:
         raise Unsupported(f"the limits of {target} are not known")
     return limits
+
+
+def check_cooperative(target, grid, block, shared) -> None:
+    """Raises BadLaunch for a cooperative launch whose blocks cannot all be resident."""
+    if target.rstrip("af") not in MULTIPROCESSORS:
+        raise Unsupported(f"how many blocks {target} holds is not known")
+    limits, count = limits_of(target), MULTIPROCESSORS[target.rstrip("af")]
+    whole_warps = -(-block[0] * block[1] * block[2] // 32) * 32
+    each = min(
+        limits.blocks_per_multiprocessor,
+        limits.threads_per_multiprocessor // whole_warps,
+        limits.shared_per_multiprocessor // (shared + limits.reserved_shared),
+    )
+    wanted = grid[0] * grid[1] * grid[2]
+    if wanted > each * count:
+        raise BadLaunch(
+            f"a cooperative launch of {wanted} blocks; {count} multiprocessors hold {each} each"
+        )
+
+
+def check_cluster(target, directives, grid, wanted) -> tuple[tuple[int, int, int], bool]:
+    """The blocks of a cluster, and whether the launch or the kernel asks for clusters."""
+    found = re.search(r"\.reqnctapercluster\s+([\d, ]+)", directives)
+    declared = tuple(int(n) for n in found[1].replace(" ", "").split(",") if n) if found else ()
+    declared = (*declared, *[1] * (3 - len(declared))) if declared else None
+    if wanted and declared and wanted != declared:
+        raise BadLaunch(f"clusters of {wanted}; the kernel declares {declared}")
+    size = wanted or declared
+    if size is None:
+        return (1, 1, 1), ".explicitcluster" in directives
+    blocks = size[0] * size[1] * size[2]
+    at_most = re.search(r"\.maxclusterrank\s+(\d+)", directives)
+    limit = min(PORTABLE_CLUSTER, int(at_most[1]) if at_most else PORTABLE_CLUSTER)
+    if not 1 <= blocks <= limit or (blocks > 1 and int(re.sub(r"\D", "", target)) < 90):
+        raise BadLaunch(f"clusters of {blocks} blocks on {target}; at most {limit}, from sm_90 on")
+    if any(g % s for g, s in zip(grid, size, strict=True)):
+        raise BadLaunch(f"a grid of {grid} is not a multiple of clusters of {size}")
+    return size, True
 
 
 def check_limits(target, directives, grid, block, static, dynamic_shared) -> None:

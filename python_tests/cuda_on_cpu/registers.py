@@ -14,7 +14,7 @@ PARAM_WINDOW = 0x0200000000000000
 LOCAL_WINDOW = 0x0300000000000000
 
 CONST32, CONST64, CONST_PREDICATE, SPECIAL = range(4)
-GENERIC, GLOBAL, SHARED, LOCAL, PARAM = range(5)  # Space in machine.h
+GENERIC, GLOBAL, SHARED, LOCAL, PARAM, CLUSTER = range(6)  # Space in machine.h
 
 _SPECIAL_NAMES = [
     "tid.x",
@@ -38,6 +38,15 @@ _SPECIAL_NAMES = [
     "lanemask_ge",
     "dynamic_smem_size",
     "total_smem_size",
+    *(f"cluster_ctaid.{d}" for d in "xyz"),
+    *(f"cluster_nctaid.{d}" for d in "xyz"),
+    "cluster_ctarank",
+    "cluster_nctarank",
+    *(f"clusterid.{d}" for d in "xyz"),
+    *(f"nclusterid.{d}" for d in "xyz"),
+    "is_explicit_cluster",
+    "envreg1",
+    "envreg2",
 ]
 SPECIALS = {"%" + name: index for index, name in enumerate(_SPECIAL_NAMES)}
 # One SM, and a clock that counts instructions: nothing may depend on them.
@@ -68,7 +77,7 @@ class Registers:
     def allocate(self, kind: str) -> int:
         offset = self.register_bytes
         size = SIZES[kind]
-        self.register_bytes += 64 if size == 0 else 256 if size == 8 else 128
+        self.register_bytes += 64 if size == 0 else 32 * max(size, 4)
         return offset
 
     def constant(self, value: int, kind: str) -> int:
@@ -99,6 +108,13 @@ class Registers:
                 return scope.memory[name]
         return self.outer.memory.get(name)
 
+    def halves(self, operand: str) -> list[int]:
+        """The two registers of 64 bits that one of 128 is."""
+        found = self.find(operand)
+        if found is None or found[1] != "b128":
+            raise self.unsupported(f"{operand} is no register of 128 bits")
+        return [found[0], found[0] + 256]
+
     def kind(self, operand: str) -> str | None:
         """The declared type of a register."""
         found = self.find(operand)
@@ -117,7 +133,7 @@ class Registers:
         if operand in SPECIALS:
             key = (SPECIAL, SPECIALS[operand])
             if key not in self.constants:
-                self.constants[key] = self.allocate("b32")
+                self.constants[key] = self.allocate("pred" if "explicit" in operand else "b32")
                 self.inits.append((self.constants[key], *key))
             return self.constants[key]
         if operand in FIXED:

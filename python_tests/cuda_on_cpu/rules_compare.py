@@ -58,6 +58,8 @@ def cvt(low: Lowering, parts: list[str], operands: list[str]) -> None:
         return convert_float8(low, parts, operands)
     if "satfinite" in parts and (source != "f32" or to not in ("tf32", "f16", "bf16", *PAIRS)):
         raise low.unsupported(f".satfinite from {source} to {to}")
+    if "satfinite" in parts and to == "tf32" and "rna" not in parts:
+        raise low.unsupported(".satfinite to tf32, unless .rna, before sm_100")
     mode = next((ROUNDING[p] for p in parts if p in ROUNDING), 0)
     integral = any(p in ("rni", "rzi", "rmi", "rpi") for p in parts)
     flags = ("ftz" in parts) | ("sat" in parts) << 1 | ("relu" in parts) << 2 | integral << 3
@@ -101,6 +103,8 @@ def mov(low: Lowering, parts: list[str], operands: list[str]) -> None:
     to, source = operands
     if source in CLOCKS:
         return low.emit(f"clock.{bits_type(kind)}", [low.value(to, kind)])
+    if kind == "b128":
+        return mov_wide(low, to, source)
     if to.startswith("{") or source.startswith("{"):
         whole, vector = (source, to) if to.startswith("{") else (to, source)
         elements = low.split(vector[1:-1])
@@ -108,3 +112,15 @@ def mov(low: Lowering, parts: list[str], operands: list[str]) -> None:
         registers = [low.value(whole, kind), *values(low, f"b{max(bits, 8)}", elements)]
         return low.emit("unpack" if to.startswith("{") else "pack", registers, len(elements), bits)
     low.emit(f"mov.{bits_type(kind)}", [low.value(to, kind), low.value(source, kind)])
+
+
+def mov_wide(low: Lowering, to: str, source: str) -> None:
+    """Whole, or from or to two registers of 64 bits."""
+    sides = []
+    for side in (to, source):
+        names = low.split(side[1:-1]) if side.startswith("{") else []
+        if names and [SIZES.get(low.kind(name)) for name in names] != [8, 8]:
+            raise low.unsupported(f"{side} is not two registers of 64 bits")
+        sides.append(values(low, "b64", names) if names else low.halves(side))
+    for d, a in zip(*sides, strict=True):
+        low.emit("mov.b64", [d, a])

@@ -6,6 +6,7 @@ from .instructions import Target
 from .lower import Lowering
 from .registers import LOCAL
 from .rules import rule
+from .rules_bulk import prefetch_map
 
 
 @rule("bra", allow="uni")
@@ -74,23 +75,14 @@ def trap(low: Lowering, parts: list[str], operands: list[str]) -> None:
 
 
 @rule(
-    *("nanosleep", "prefetch", "prefetchu", "applypriority", "pmevent"),
-    allow="global local L1 L2 mask",
+    *("prefetch", "prefetchu", "applypriority", "pmevent"),
+    allow="global local L1 L2 mask tensormap param const",
 )
 def nothing(low: Lowering, parts: list[str], operands: list[str]) -> None:
     """There are no caches, and time is not kept."""
+    if parts[-1] == "tensormap":
+        return prefetch_map(low, parts, operands)
     low.emit("nop", [])
-
-
-@rule(
-    *("membar", "fence"),
-    allow="sc acq_rel acquire release cta gpu cluster sys gl proxy async shared::cta",
-)
-def fence(low: Lowering, parts: list[str], operands: list[str]) -> None:
-    """Orders what other threads may know; values are sequentially consistent anyway."""
-    if "proxy" in parts:
-        return low.emit("nop", [])
-    low.emit("fence", [], "cta" not in parts)
 
 
 @rule("createpolicy", allow="fractional range cvt L2")

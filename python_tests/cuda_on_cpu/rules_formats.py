@@ -13,7 +13,7 @@ def convert_float8(low: Lowering, parts: list[str], operands: list[str]) -> None
     to, source = parts[-2:]
     modes = ["rn", "satfinite"] if to in FLOAT8 else ["rn"]
     relu = "relu" in parts
-    if parts[1:-2] != [*modes, *(["relu"] if relu else [])]:
+    if sorted(parts[1:-2]) != sorted([*modes, *(["relu"] if relu else [])]):
         raise low.unsupported("rounding or modifiers")
     if to == "f16x2":
         registers = [low.value(operands[0], "b32"), low.value(operands[1], "b16")]
@@ -29,9 +29,9 @@ def pack(low: Lowering, parts: list[str], operands: list[str]) -> None:
     to, source = parts[3:5]
     bits, is_signed = PACKED[to]
     narrow = bits < 16
-    if parts[2] != "sat" or source not in ("s32", "u32") or parts[5:] != ["b32"] * narrow:
+    if parts[2] != "sat" or source != "s32" or parts[5:] != ["b32"] * narrow:
         raise low.unsupported("types or modifiers")
     if len(operands) != 3 + narrow:
         raise low.unsupported("operands")
     registers = values(low, "b32", operands if narrow else [*operands, "0"])
-    low.emit("cvt.pack", registers, bits, is_signed, source == "s32")
+    low.emit("cvt.pack", registers, bits, is_signed)

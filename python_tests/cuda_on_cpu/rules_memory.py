@@ -5,6 +5,7 @@ from __future__ import annotations
 from .lower import Lowering
 from .parse import SIZES
 from .registers import (
+    CLUSTER,
     GENERIC,
     GLOBAL,
     LOCAL,
@@ -15,12 +16,15 @@ from .registers import (
     SHARED_WINDOW,
 )
 from .rules import FLOATS, integer_type, rule, values
+from .rules_bulk import BYTES, MODIFIERS, asynchronous, store_async
+from .rules_mbarrier import only
 
 SPACES = {
     "global": GLOBAL,
     "const": GLOBAL,
     "shared": SHARED,
     "shared::cta": SHARED,
+    "shared::cluster": CLUSTER,
     "local": LOCAL,
     "param": PARAM,
 }
@@ -42,14 +46,23 @@ def space_of(parts: list[str], variable: str | None) -> int:
     return named
 
 
-@rule("ld", "ldu", "st", allow=f"{PLACE} ca cg cs lu cv wb wt nc weak v2 v4 v8")
+@rule("ld", "ldu", "st", allow=f"{PLACE} ca cg cs lu cv wb wt nc weak v2 v4 v8 async {BYTES}")
 def load_store(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if "async" in parts or BYTES in parts:
+        if parts[0] != "st":
+            raise low.unsupported("an asynchronous load")
+        return store_async(low, parts, operands)
     kind = parts[-1]
     memory, value = operands[:2] if parts[0] == "st" else (operands[1], operands[0])
     register, offset, wide, variable = low.address(memory)
     space = space_of(parts, variable)
     elements = low.split(value[1:-1]) if value.startswith("{") else [value]
     size = SIZES[kind]
+    if kind == "b128":
+        if value.startswith("{") or space == PARAM:
+            raise low.unsupported("vectors and parameters of 128 bits")
+        flags = wide | any(part in ORDERS for part in parts) << 3
+        return low.emit(parts[0], [register, *low.halves(value)], space, 8, 2, offset, flags)
     into_wide = size < 8 and any(SIZES.get(low.kind(e) or kind) == 8 for e in elements)
     strong = any(part in ORDERS for part in parts)
     flags = wide | (kind[0] == "s") << 1 | into_wide << 2 | strong << 3 | order_flags(parts)
@@ -77,10 +90,16 @@ def atomic(low: Lowering, parts: list[str], operands: list[str]) -> None:
         operands = ["_", *operands]
     operands = operands[: 4 if operation == "cas" else 3]  # without a cache policy
     register, offset, wide, variable = low.address(operands[1])
-    registers = [low.value(operands[0], kind), register, *values(low, kind, operands[2:])]
     space = space_of(parts, variable)
+    if kind == "b128":
+        if operation not in ("exch", "cas") or space == LOCAL:
+            raise low.unsupported(f"{operation} of 128 bits")
+        old, *given = (low.halves(x)[0] if x != "_" else -1 for x in [operands[0], *operands[2:]])
+        registers = [old, register, *given]
+    else:
+        registers = [low.value(operands[0], kind), register, *values(low, kind, operands[2:])]
     low.emit(
-        f"atom.{integer_type(kind)}",
+        f"atom.{kind if kind == 'b128' else integer_type(kind)}",
         registers,
         space,
         SIZES[kind],
@@ -118,6 +137,7 @@ def atomic_vector(low: Lowering, parts: list[str], operands: list[str], kind: st
 WINDOWS = {
     "shared": SHARED_WINDOW,
     "shared::cta": SHARED_WINDOW,
+    "shared::cluster": SHARED_WINDOW,
     "local": LOCAL_WINDOW,
     "param": PARAM_WINDOW,
     "global": 0,
@@ -135,11 +155,16 @@ def cvta(low: Lowering, parts: list[str], operands: list[str]) -> None:
 @rule("isspacep", allow=" ".join(WINDOWS))
 def isspacep(low: Lowering, parts: list[str], operands: list[str]) -> None:
     registers = [low.value(operands[0], "pred"), low.value(operands[1], "u64")]
+    if parts[1] in ("shared", "shared::cta"):
+        return low.emit("isspacep.own", registers)
     low.emit("isspacep", registers, WINDOWS[parts[1]])
 
 
-@rule("cp", allow=f"async ca cg {' '.join(SPACES)} commit_group wait_group wait_all")
+@rule("cp", allow=f"ca cg {' '.join(SPACES)} wait_all {MODIFIERS}")
 def cp(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if asynchronous(low, parts, operands):
+        return
+    only(low, parts, f"async ca cg {' '.join(SPACES)} commit_group wait_group wait_all")
     name = ".".join(parts)
     if name == "cp.async.commit_group":
         return low.emit("cp.async.commit", [])

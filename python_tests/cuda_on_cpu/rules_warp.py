@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from .lower import Lowering
 from .rules import TYPES, pair, rule, values
+from .rules_cluster import cluster_barrier
+from .rules_mbarrier import only
 
 ALIGNED = -1  # in place of the operand that holds the member mask
+CLUSTER = "cluster wait acquire release relaxed"
 
 
 def emit_sync(low: Lowering, name: str, registers: list[int], mask: int, *immediates: int) -> None:
@@ -60,8 +63,11 @@ def activemask(low: Lowering, parts: list[str], operands: list[str]) -> None:
     low.emit("activemask", [low.value(operands[0], "b32")])
 
 
-@rule("bar", "barrier", allow="cta warp sync arrive red popc and or aligned")
+@rule("bar", "barrier", allow=f"cta warp sync arrive red popc and or aligned {CLUSTER}")
 def bar(low: Lowering, parts: list[str], operands: list[str]) -> None:
+    if parts[1] == "cluster":
+        return cluster_barrier(low, parts, operands)
+    only(low, parts, "cta warp sync arrive red popc and or aligned b32 u32 pred")
     parts = [part for part in parts if part != "cta"]
     if parts[1] == "warp":
         return emit_sync(low, "bar.warp", values(low, "b32", operands), 0)

@@ -57,6 +57,9 @@ class Launch(ctypes.Structure):
         ("max_steps", ctypes.c_int64),
         ("executed", ctypes.POINTER(ctypes.c_uint64)),
         ("written", ctypes.POINTER(ctypes.c_void_p)),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("explicit_cluster", ctypes.c_uint32),
+        ("workspace", ctypes.c_uint64),
     )
 
 
@@ -84,6 +87,9 @@ COUNTS = [
     "barriers",
     "atomics",
     "tensor_flops",
+    "bulk_copies",
+    "bulk_bytes",
+    "prefetches",
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cuda_on_cpu import emulate
+from cuda_on_cpu import compile_cuda, emulate
 from cuda_on_cpu.errors import Unsupported
 from cuda_on_cpu.ptx_snippets import module, random_bits, run, signed, unsigned
 
@@ -121,8 +121,36 @@ def test_pack(bits, sign):
         "cvt.rn.satfinite.f32.f64 f0, x0;",
         "cvt.pack.u8.s32.b32 t0, t1, t2, t3;",
         "cvt.pack.sat.u8.s32 t0, t1, t2;",
+        "cvt.pack.sat.u8.u32.b32 t0, t1, t2, t3;",
+        "cvt.rn.satfinite.tf32.f32 t0, f0;",
     ],
 )
 def test_what_there_is_not(code):
     with pytest.raises(Unsupported):
         emulate(module(code, target="sm_90"))
+
+
+CUDA = """
+#include <cuda_fp8.h>
+template <class F> __device__ void both(const float2* in, F* pairs, __half2* back) {
+  pairs[threadIdx.x] = F(in[threadIdx.x]);
+  back[threadIdx.x] = __half2(pairs[threadIdx.x]);
+}
+extern "C" __global__ void k(const float2* in, __nv_fp8x2_e4m3* a, __half2* a_back,
+                             __nv_fp8x2_e5m2* b, __half2* b_back) {
+  both(in, a, a_back);
+  both(in, b, b_back);
+}
+"""
+
+
+def test_the_types_of_cuda():
+    """cuda_fp8.h, as nvcc compiles it for sm_90: which half is which."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(64, 2, generator=g) * 2.0 ** torch.randint(-12, 12, (64, 2), generator=g)
+    bits = [torch.zeros(64, 2, dtype=torch.uint8) for _ in range(2)]
+    back = [torch.zeros(64, 2, dtype=torch.float16) for _ in range(2)]
+    emulate(compile_cuda(CUDA, "sm_90"))[1, 64](x, bits[0], back[0], bits[1], back[1])
+    for kind, got, wide in zip(TYPES, bits, back, strict=True):
+        assert got.tolist() == encoded(kind, x)
+        assert torch.equal(wide, got.view(TYPES[kind][0]).half())

@@ -180,13 +180,20 @@ def test_what_is_not_there_is_an_error_with_its_name(launcher, function):
 
 
 def test_clusters():
-    with pytest.raises(errors.Unsupported, match=r"clusters of \(2, 1, 1\)"):
+    with pytest.raises(errors.BadLaunch, match="clusters of 2 blocks on sm_80"):
         call("launch_clusters", torch.ones(128), 2)
+    with runtime.recording(arch="sm_90") as record:
+        assert call("launch_clusters", torch.ones(128), 2) == 0
+        with pytest.raises(errors.BadLaunch, match="not a multiple of clusters"):
+            call("launch_clusters", torch.ones(128), 3)
+    assert [launch.cluster for launch in record.launches] == [(2, 1, 1)]
 
 
 def test_tensor_maps():
-    with pytest.raises(errors.Unsupported, match="cuTensorMapEncodeTiled of 2 dimensions"):
-        call("make_tensor_map", torch.zeros(16, 16), 16, 16)
+    x = torch.zeros(16, 16)
+    assert call("make_tensor_map", x, 16, 16) == 0
+    with pytest.raises(errors.Invalid, match="multiple of 16"):
+        call("make_tensor_map", x, 16, 15)  # rows of 60 bytes
 
 
 def test_compressed_ptx_is_refused():

@@ -136,6 +136,16 @@ def test_the_target_is_the_architecture_asked_for():
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_programs_of_two_blocks(seed):
+    """A cluster each, whose blocks reduce together."""
+    x, out = random(5, 250), torch.empty(5, 250)
+    with triton_emulation(seed=seed, arch="sm_90"), recording() as record:
+        tk.softmax[(5,)](x, out, 250, block=256, num_ctas=2)
+    torch.testing.assert_close(out, x.softmax(1))
+    assert (record.launches[0].grid, record.launches[0].cluster) == ((10, 1, 1), (2, 1, 1))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_out_of_bounds(seed):
     x = random(1000)
     place = r"\[block \(3, 0, 0\), thread \(\d+, 0, 0\), PTX line \d+, test_triton_launch.py:\d+"

@@ -67,6 +67,23 @@ def test_the_swizzle_is_of_the_address_not_of_the_offset(swizzle):
     right(16, F16, {}, {"start": 4096 + 2 * swizzle, "swizzle": swizzle})
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("base", [1, 3, 6])
+@pytest.mark.parametrize("swizzle", [32, 64, 128])
+def test_base_offset(swizzle, base, shift):
+    """Read off an H100: the pattern moves by so many rows of 128 bytes, wherever the start is."""
+    tile = {"start": 4096 + 128 * base * shift, "swizzle": swizzle, "base_offset": base}
+    right(16, F16, {}, tile)
+    if base % (swizzle // 16):
+        case = make_case(16, F16, {}, tile)
+        assert not torch.equal(multiply(case, ptx=without_base_offset(case)), expected(case))
+
+
+def without_base_offset(case):
+    d = case.b.descriptor()
+    return swapped(case, d, d & ~(7 << 49))
+
+
 def swapped(case, old, new):
     ptx = case.ptx()
     assert ptx.count(str(old)) == 1

@@ -17,7 +17,8 @@ BYTES = {"f16": 2, "bf16": 2, "tf32": 4, "e4m3": 1, "e5m2": 1, "s8": 1, "u8": 1}
 class Tile:
     """Where an operand lies. ``inner``: which 32 bytes of a swizzled row of K it begins at.
 
-    ``lines`` is M or N. Strides of 0 mean the densest ones.
+    ``lines`` is M or N. Strides of 0 mean the densest ones. ``base_offset``: the row of the
+    swizzle's pattern, of 128 bytes, that an address divisible by 1024 is in.
     """
 
     lines: int
@@ -28,6 +29,7 @@ class Tile:
     leading: int = 0
     stride: int = 0
     start: int = 0
+    base_offset: int = 0
 
     @property
     def depth(self) -> int:
@@ -60,7 +62,7 @@ class Tile:
             at += self.inner * 32 + chunk * 16 + across // 8 * stride
         at += self.start
         if self.swizzle:
-            at ^= (at // 128 % (span // 16)) * 16
+            at ^= ((at // 128 - self.base_offset) % (span // 16)) * 16
         return at
 
     def fill(self, memory: np.ndarray, matrix: np.ndarray) -> None:
@@ -79,7 +81,7 @@ class Tile:
         leading, stride = self.strides()
         start = self.start + self.inner * 32
         mode = MODES[self.swizzle] << 62
-        return start >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | mode
+        return start >> 4 | leading >> 4 << 16 | stride >> 4 << 32 | self.base_offset << 49 | mode
 
 
 def accumulator_place(thread: int, i: int) -> tuple[int, int]:

@@ -38,13 +38,12 @@ uint32_t halves_of_pair(const Inst& i, uint32_t pair) {
   return one(pair >> 8 & 0xff) << 16 | one(pair & 0xff);
 }
 
-// imm: [0] bits of a part, [1] parts are signed, [2] a and b are signed. The lower two parts are b and a, then c's.
+// imm: [0] bits of a part, [1] parts are signed. The lower two parts are b and a, then c's.
 uint32_t pack(const Inst& i, uint32_t a, uint32_t b, uint32_t c) {
   const int bits = i.imm[0];
   const int64_t low = i.imm[1] ? -(1ll << (bits - 1)) : 0, high = (1ll << (bits - i.imm[1])) - 1;
   const auto part = [&](uint32_t x) {
-    const int64_t value = i.imm[2] ? static_cast<int32_t>(x) : static_cast<int64_t>(x);
-    return static_cast<uint64_t>(std::clamp(value, low, high)) & ((1ull << bits) - 1);
+    return static_cast<uint64_t>(std::clamp<int64_t>(static_cast<int32_t>(x), low, high)) & ((1ull << bits) - 1);
   };
   return static_cast<uint32_t>(static_cast<uint64_t>(c) << 2 * bits | part(a) << bits | part(b));
 }

@@ -1,12 +1,11 @@
 // cp.async: a copy lands when its thread waits for it, and until then nobody may touch where it goes.
+#include "async_proxy.h"
 #include "lanes.h"
 
 namespace emu {
 namespace {
 
-void mark_pending(Warp& w, const PendingCopy& copy, int change) {
-  for (uint32_t k = 0; k < copy.bytes; ++k) w.block->pending[copy.shared + k] += change;
-}
+void mark_pending(Warp& w, const PendingCopy& copy, int change) { guard(*w.block, copy.shared, copy.bytes, change); }
 
 // Operands: shared address, global address, size of the source or -1. imm: [0] bytes, [1] and [2] offsets, [3] the
 // shared address has 64 bits.
@@ -38,6 +37,7 @@ void cp_async(Warp& w, const Inst& i, uint32_t mask) {
 }
 
 void land(Warp& w, const PendingCopy& copy) {
+  ++w.landed[copy.lane];
   mark_pending(w, copy, -1);
   uint8_t* to = access(w, copy.lane, Space::shared, copy.shared, copy.bytes, {.write = true});
   std::memset(to, 0, copy.bytes);
@@ -77,4 +77,9 @@ const bool registered = [] {
 }();
 
 }  // namespace
+
+void land_first(Warp& w, int lane, int count) {
+  land_where(w, 1u << lane, [&](const PendingCopy&) { return w.landed[lane] < count; });
+}
+
 }  // namespace emu

@@ -1,27 +1,28 @@
 // Fences, releases and acquires. A strong write makes known what lay before its release, or before a fence of its warp;
 // a strong read learns that at once if it acquires, otherwise at the next fence.
-#include "machine.h"
+#include "cluster.h"
 
 namespace emu {
 namespace {
 
-uint32_t first_warp(const Block& b) { return (b.number - 1) * b.warps.size() + 1; }
+uint32_t first_warp(const Cluster& c) { return c.index * c.warps() + 1; }
 
 // All that has happened before, this warp's own past included; what it does next is not.
 Snapshot snapshot(Warp& w) {
   auto all = std::make_shared<Clocks>(w.order.others);
-  for (size_t v = 0; v < w.clock.size(); ++v) {
-    if (w.clock[v]) all->raise(first_warp(*w.block) + v, w.clock[v]);
+  const Cluster& c = *w.block->cluster;
+  for (int v = 0; v < c.warps(); ++v) {
+    if (w.clock[v]) all->raise(first_warp(c) + v, w.clock[v]);
   }
-  ++w.clock[w.index];
+  ++w.clock[w.number];
   return all;
 }
 
 void learn(Warp& w, const Snapshot& what) {
   if (!what) return;
-  const uint32_t first = first_warp(*w.block);
+  const uint32_t first = first_warp(*w.block->cluster), warps = w.block->cluster->warps();
   for (const auto& [warp, clock] : what->seen()) {
-    if (warp >= first && warp < first + w.clock.size()) w.clock[warp - first] = std::max(w.clock[warp - first], clock);
+    if (warp >= first && warp < first + warps) w.clock[warp - first] = std::max(w.clock[warp - first], clock);
   }
   w.order.others.join(*what);
 }
@@ -33,6 +34,13 @@ void observe(Warp& w, int lane, const Release& r, const Use& use) {
   } else {
     w.order.see(reach, r.known[reach]);
   }
+  const size_t warps = w.block->cluster->warps();
+  if (r.clock.size() > warps) {
+    if (w.clock.size() < r.clock.size()) w.clock.resize(r.clock.size());
+    for (size_t k = warps; k < r.clock.size(); ++k) w.clock[k] = std::max(w.clock[k], r.clock[k]);
+    see(w, 1u << lane, r.clock);
+  }
+  join(w.fenced, r.fenced);
   if (r.warp != warp_number(w)) return;
   for (size_t k = 0; k < r.epochs.size(); ++k) w.known[lane][k] = std::max(w.known[lane][k], r.epochs[k]);
 }
@@ -50,13 +58,15 @@ void publish(Warp& w, int lane, Release& r, const Use& use) {
     join(r.known[reach], mine[reach]);
   }
   r.block = block, r.warp = warp_number(w);
+  if (w.clock.size() > static_cast<size_t>(w.block->cluster->warps())) join(r.clock, w.clock);
+  join(r.fenced, w.fenced);
   r.epochs.assign(w.known[lane], w.known[lane] + kLanes);
   w.known[lane][lane] = ++w.lane_epoch;
 }
 
 }  // namespace
 
-uint32_t warp_number(const Warp& w) { return first_warp(*w.block) + w.index; }
+uint32_t warp_number(const Warp& w) { return first_warp(*w.block->cluster) + w.number; }
 
 // After a strong access. Between lanes of a warp, one that reads what another has written has its past, too.
 void synchronise(Warp& w, int lane, std::unordered_map<uint64_t, Release>& releases, uint64_t address, const Use& use) {
@@ -83,7 +93,8 @@ void fence(Warp& w, Reach reach) {
 namespace {
 
 const bool registered = [] {
-  add("fence", [](Warp& w, const Inst& i, uint32_t) { fence(w, static_cast<Reach>(i.imm[0])); });
+  add("fence",
+      [](Warp& w, const Inst& i, uint32_t mask) { fence(w, static_cast<Reach>(i.imm[0])), fence_arrivals(w, mask); });
   return true;
 }();
 

@@ -2,15 +2,15 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "machine.h"
+#include "cluster.h"
 
 namespace emu {
 namespace {
 
 bool happened(const Warp& w, uint32_t other, uint32_t clock) {
-  const uint32_t mine = warp_number(w), first = mine - w.index;
+  const uint32_t mine = warp_number(w), first = mine - w.number, warps = w.block->cluster->warps();
   if (other == mine) return true;
-  if (other >= first && other < first + w.clock.size()) return w.clock[other - first] >= clock;
+  if (other >= first && other < first + warps) return w.clock[other - first] >= clock;
   return w.order.others.of(other) >= clock;
 }
 
@@ -28,7 +28,7 @@ void check_cell(const Warp& w, int lane, GlobalCell& cell, uint64_t offset, uint
   if ((cell.written & which) && !write_harmless && !happened(w, cell.writer, cell.write_clock)) {
     race(w, lane, offset, use.write, cell.writer, true);
   }
-  const uint32_t me = warp_number(w), now = w.clock[w.index];
+  const uint32_t me = warp_number(w), now = w.clock[w.number];
   const auto note = [&](uint32_t& number, uint32_t& clock, uint8_t& touched, bool& strong) {
     const bool again = number == me && clock == now;
     touched = again ? touched | which : which;

@@ -44,11 +44,18 @@ struct Addresses {
   }
 };
 
+// A loop that looks at the same place again lets others go on, who may be about to change it.
+void note_poll(Warp& w, const Inst& i) {
+  if (w.polled == &i) w.yields = true;
+  w.polled = &i;
+}
+
 // Operands: address, then the values.
 void load(Warp& w, const Inst& i, uint32_t mask, const Addresses& addresses) {
   const int32_t* o = operands(w, i);
   const int bytes = i.imm[1], count = i.imm[2];
   const Use use = use_of(i, false, false);
+  if (use.strong) note_poll(w, i);
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     const uint8_t* from = access(w, lane, static_cast<Space>(i.imm[0]), addresses.of[lane], bytes * count, use);
@@ -139,6 +146,7 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
   const Space space = static_cast<Space>(i.imm[0]);
   const Use use = use_of(i, true, true);
   ++w.block->machine->counts.atomics;
+  note_poll(w, i);
   for (int lane = 0; lane < kLanes; ++lane) {
     if (!has(mask, lane)) continue;
     const uint64_t address = address_of(w, i, o[1], lane);
@@ -148,6 +156,30 @@ void atom(Warp& w, const Inst& i, uint32_t mask) {
     const T value = kFunction(i.imm[5], old, get<T>(w, o[2], lane), i.count > 3 ? get<T>(w, o[3], lane) : T{});
     std::memcpy(at, &value, sizeof(T));
     if (o[0] >= 0) set<T>(w, o[0], lane, old);
+  }
+}
+
+// Of 128 bits, exch and cas: a register is two of 64, the lower first. Operands and imm: as atom's.
+void atom_b128(Warp& w, const Inst& i, uint32_t mask) {
+  struct Wide {
+    uint64_t half[2];
+  };
+  constexpr int kUpper = 8 * kLanes;
+  const int32_t* o = operands(w, i);
+  const auto wide = [&](int32_t reg, int lane) {
+    return Wide{{get<uint64_t>(w, reg, lane), get<uint64_t>(w, reg + kUpper, lane)}};
+  };
+  ++w.block->machine->counts.atomics;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (!has(mask, lane)) continue;
+    const uint64_t address = address_of(w, i, o[1], lane);
+    access(w, lane, static_cast<Space>(i.imm[0]), address, 16, {.write = false, .strong = true});
+    uint8_t* at = access(w, lane, static_cast<Space>(i.imm[0]), address, 16, {.write = true, .strong = true});
+    const Wide given = wide(o[2], lane), other = i.imm[5] == kCas ? wide(o[3], lane) : given;
+    Wide old;
+    std::memcpy(&old, at, 16);
+    if (i.imm[5] != kCas || std::memcmp(&old, &given, 16) == 0) std::memcpy(at, &other, 16);
+    if (o[0] >= 0) set<uint64_t>(w, o[0], lane, old.half[0]), set<uint64_t>(w, o[0] + kUpper, lane, old.half[1]);
   }
 }
 
@@ -196,6 +228,7 @@ const bool registered = [] {
   add("atom.f64", atom<double, float_function<double>>);
   add("atom.f16x2", atom<uint32_t, half_pair>), add("atom.bf16x2", atom<uint32_t, bfloat_pair>);
   add("atom.f16", atom<uint16_t, half_one>), add("atom.bf16", atom<uint16_t, bfloat_one>);
+  add("atom.b128", atom_b128);
   add("cvta", cvta), add("isspacep", isspacep), add("check.vector", check_vector);
   add("nop", [](Warp&, const Inst&, uint32_t) {});
   return true;

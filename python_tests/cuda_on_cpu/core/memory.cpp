@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "machine.h"
+#include "cluster.h"
 
 namespace emu {
 
@@ -57,7 +57,15 @@ uint8_t* shared_at(Warp& w, int lane, uint64_t address, int bytes, const Use& us
   Block& b = *w.block;
   check_bounds(address, bytes, b.shared.size(), lane, "shared", use.write);
   check_alignment(address, bytes, lane, "shared");
-  touch_shared(w, lane, address, bytes, use);
+  touch_shared(b, w, lane, address, bytes, use);
+  return b.shared.data() + address;
+}
+
+uint8_t* cluster_at(Warp& w, int lane, uint64_t address, int bytes, const Use& use) {
+  Block& b = block_of(w, lane, address);
+  check_bounds(address, bytes, b.shared.size(), lane, "shared", use.write);
+  check_alignment(address, bytes, lane, "shared");
+  touch_shared(b, w, lane, address, bytes, use);
   return b.shared.data() + address;
 }
 
@@ -89,10 +97,10 @@ uint8_t* global_at(Warp& w, int lane, uint64_t address, int bytes, const Use& us
 
 // The space that an address is in; a generic one becomes an offset into its window.
 Space resolve(Space space, uint64_t& address) {
-  if (space == Space::shared) address &= 0xffffffff;
+  if (space == Space::shared || space == Space::cluster) address &= 0xffffffff;
   if (space != Space::generic) return space;
   if (address < kSharedWindow) return Space::global;
-  for (const auto& [window, inside] : {std::pair(kSharedWindow, Space::shared), std::pair(kLocalWindow, Space::local),
+  for (const auto& [window, inside] : {std::pair(kSharedWindow, Space::cluster), std::pair(kLocalWindow, Space::local),
                                        std::pair(kParamWindow, Space::param)}) {
     if (address < window || address >= window + kWindowSize) continue;
     address -= window;
@@ -136,10 +144,22 @@ int sectors(const uint64_t* addresses, uint32_t mask) {
 
 }  // namespace
 
+void check_global(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write, const Use* use) {
+  if (bytes > INT32_MAX) fault(kOutOfBounds, lane, "a copy of more than 2 GiB");
+  const Buffer& buffer = buffer_at(*w.block->machine, address, bytes, lane, write);
+  if (write && buffer.read_only) {
+    fault(kReadOnly, lane, "write at offset %llu of an input declared const",
+          static_cast<unsigned long long>(address - buffer.base));
+  }
+  if (use) touch_global(w, lane, buffer, address, bytes, *use);
+}
+
 uint8_t* access(Warp& w, int lane, Space space, uint64_t address, int bytes, const Use& use) {
   switch (resolve(space, address)) {
     case Space::shared:
       return shared_at(w, lane, address, bytes, use);
+    case Space::cluster:
+      return cluster_at(w, lane, address, bytes, use);
     case Space::local:
       return local_at(w, lane, address, bytes, use);
     case Space::param:
@@ -156,7 +176,7 @@ void count_access(Warp& w, Space space, const uint64_t* addresses, uint32_t mask
     if (!has(mask, lane)) continue;
     uint64_t address = addresses[lane];
     const Space in = resolve(space, address);
-    shared |= static_cast<uint32_t>(in == Space::shared) << lane;
+    shared |= static_cast<uint32_t>(in == Space::shared || in == Space::cluster) << lane;
     global |= static_cast<uint32_t>(in == Space::global) << lane;
   }
   if (shared) {

@@ -97,6 +97,8 @@ struct Release {
   Snapshot known[kReaches];      // to its own block's warps, to others
   uint32_t warp = 0;             // and between lanes of this warp:
   std::vector<uint32_t> epochs;  // what the writing lane knew of each
+  // Of the block's cluster, whoever looks: which copies have landed, and whose writes the async proxy sees.
+  std::vector<uint32_t> clock, fenced;
 };
 
 }  // namespace emu

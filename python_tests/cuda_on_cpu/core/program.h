@@ -56,7 +56,24 @@ enum Special {
   kLanemaskGt,
   kLanemaskGe,
   kDynamicShared,
-  kTotalShared
+  kTotalShared,
+  kClusterCtaidX,
+  kClusterCtaidY,
+  kClusterCtaidZ,
+  kClusterNctaidX,
+  kClusterNctaidY,
+  kClusterNctaidZ,
+  kClusterCtarank,
+  kClusterNctarank,
+  kClusteridX,
+  kClusteridY,
+  kClusteridZ,
+  kNclusteridX,
+  kNclusteridY,
+  kNclusteridZ,
+  kIsExplicitCluster,
+  kEnvreg1,
+  kEnvreg2
 };
 
 struct Buffer {
@@ -91,6 +108,9 @@ struct Launch {
   uint64_t* executed;  // per instruction: how often a warp ran it; may be null
   // Per buffer, and of it per byte, 1 where somebody has written; null where nobody asks.
   uint8_t* const* written;
+  uint32_t cluster[3];
+  uint32_t explicit_cluster;
+  uint64_t workspace;  // of a cooperative launch, for grid.sync(); 0: none
 };
 
 enum FaultKind {
@@ -124,6 +144,7 @@ struct Counts {
   uint64_t global_store_requests, global_store_sectors, global_store_bytes;
   uint64_t shared_requests, shared_wavefronts;
   uint64_t barriers, atomics, tensor_flops;
+  uint64_t bulk_copies, bulk_bytes, prefetches;
 };
 
 }  // extern "C"

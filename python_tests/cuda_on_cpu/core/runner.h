@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cluster.h"
 #include "lanes.h"
 #include "pick.h"
 
@@ -21,7 +22,8 @@ class Runner {
     bool progress = false, same = false;
     uint32_t group = 0;
     m_.running = &w;
-    for (; quantum > 0; --quantum) {
+    w.yields = false, w.polled = nullptr;
+    for (; quantum > 0 && !w.yields; --quantum) {
       if (!same) group = pick_.next(w);
       if (group == 0) break;
       // Lanes that go together, alone, and stay together need not be picked again.
@@ -34,32 +36,6 @@ class Runner {
 
   bool live() const {
     return std::any_of(block_.warps.begin(), block_.warps.end(), [](const Warp& w) { return w.live != 0; });
-  }
-
-  // Nobody can move: says who waits for what.
-  [[noreturn]] void stuck() {
-    std::string text;
-    bool at_barrier = false;
-    int first = -1;
-    for (Warp& w : block_.warps) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (!has(w.live, lane)) continue;
-        const bool for_group = w.state[lane] == Lane::at_warpgroup;
-        const bool parked = for_group || w.state[lane] == Lane::at_sync;
-        const int at = w.pc[lane] - (parked ? 0 : 1);
-        at_barrier |=
-            (for_group && warpgroup_of(w).wanted == 0) || (parked && handler(inst(at).handler).kind == Kind::barrier);
-        if (first < 0) first = lane, m_.running = &w, w.current = &inst(at);
-        const bool as_before = lane > 0 && w.pc[lane - 1] == w.pc[lane] && w.state[lane - 1] == w.state[lane];
-        if (as_before || text.size() > 300) continue;
-        text += "; from thread " + std::to_string(w.thread(lane)) + " on: ";
-        text += for_group ? waits_in_warpgroup(w)
-                : parked  ? "waits for other lanes of its warp"
-                          : "waits at barrier " + std::to_string(w.barrier[lane]);
-        text += " {inst " + std::to_string(at) + "}";
-      }
-    }
-    throw FaultError{at_barrier ? kBarrierDivergence : kHang, first, "nobody can go on" + text};
   }
 
  private:
@@ -87,7 +63,8 @@ class Runner {
     w.current = &i;
     uint32_t mask = group;
     if (i.guard >= 0) mask &= predicate(w, i.guard) ^ (i.negate ? ~0u : 0);
-    if (entry.kind == Kind::sync || entry.kind == Kind::barrier || entry.kind == Kind::warpgroup) {
+    const bool gathers = entry.kind == Kind::barrier || entry.kind == Kind::warpgroup;
+    if (gathers || entry.kind == Kind::sync) {
       together(w, i, entry, group, mask);
       return false;
     }
@@ -118,8 +95,9 @@ class Runner {
         leave(w, mask);
         return false;
       default:
-        if (mask) execute(w, i, entry, mask);
+        if (mask) m_.watched.instruction.empty() ? entry.run(w, i, mask) : run_watched(w, i, mask);
         advance(w, group);
+        if (w.parked) return park(w), false;
         return entry.kind == Kind::plain;
     }
   }
@@ -133,6 +111,7 @@ class Runner {
       if (w.state[lane] == Lane::at_sync) w.state[lane] = Lane::run;
     }
     for (auto& entry : block_.barriers) release_if_full(entry.second);
+    lanes_left(w, mask);
   }
 
   // Lanes wait until all that the member mask names are here.
@@ -169,30 +148,20 @@ class Runner {
     }
     w.active = here;
     count(w, here);
-    if (entry.kind == Kind::warpgroup) return meet(w, i, entry);
+    if (entry.kind == Kind::warpgroup) return meet(w, i);
     advance(w, here);
-    if (entry.kind == Kind::barrier) {
-      arrive(w, i, here);
-    } else {
-      execute(w, i, entry, here);
+    if (entry.kind == Kind::barrier) return arrive(w, i, here);
+    run_watched(w, i, here);
+    park(w);
+  }
+
+  // Lanes that the instruction has made wait stay where they are.
+  static void park(Warp& w) {
+    for (uint32_t rest = w.parked; rest; rest &= rest - 1) {
+      const int lane = __builtin_ctz(rest);
+      w.state[lane] = Lane::waiting, --w.pc[lane];
     }
-  }
-
-  // Registers of a wgmma under way are checked around every instruction that has one.
-  void execute(Warp& w, const Inst& i, const HandlerEntry& entry, uint32_t mask) {
-    const std::vector<uint8_t>& watched = m_.watched.instruction;
-    const bool touches = !watched.empty() && watched[&i - m_.program.insts];
-    if (touches) before_touch(w, i);
-    entry.run(w, i, mask);
-    if (touches) after_touch(w, i, mask);
-  }
-
-  // A warpgroup's instruction runs once, when its four warps are here.
-  void meet(Warp& w, const Inst& i, const HandlerEntry& entry) {
-    std::fill_n(w.state, kLanes, Lane::at_warpgroup);
-    if (!all_here(w, i)) return;
-    entry.run(first_warp(w), i, ~0u);
-    resume_warpgroups(block_);
+    w.parked = 0;
   }
 
   enum Mode { kSync, kArrive, kPopc, kAnd, kOr };
@@ -211,11 +180,10 @@ class Runner {
     }
     b.expected = expected;
     b.arrived += __builtin_popcount(lanes);
-    b.clock.resize(block_.warps.size());
-    for (size_t v = 0; v < b.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
+    join(b.clock, w.clock), join(b.fenced, w.fenced);
     b.order.join(w.order);
     if (i.imm[0] == kArrive) {
-      ++w.clock[w.index];
+      ++w.clock[w.number];
     } else {
       const uint32_t p = i.imm[0] >= kPopc ? predicate(w, o[3]) ^ (i.imm[1] ? ~0u : 0) : 0;
       b.arrivals.push_back({&w, lanes, &i, p});
@@ -231,6 +199,7 @@ class Runner {
     for (const Warp& w : block_.warps) expected += b.expected == 0 ? __builtin_popcount(w.live) : 0;
     if (b.arrived == 0 || b.arrived < expected) return;
     ++m_.counts.barriers;
+    block_.cluster->expiries = 0;
     uint32_t yes = 0, all = 0;
     for (const Arrival& a : b.arrivals) {
       yes += __builtin_popcount(a.predicate & a.lanes), all += __builtin_popcount(a.lanes);
@@ -241,9 +210,9 @@ class Runner {
 
   void finish(const Arrival& a, const Barrier& b, uint32_t yes, uint32_t all) {
     Warp& w = *a.warp;
-    for (size_t v = 0; v < b.clock.size(); ++v) w.clock[v] = std::max(w.clock[v], b.clock[v]);
+    join(w.clock, b.clock), join(w.fenced, b.fenced), see(w, a.lanes, b.clock);
     w.order.join(b.order);
-    ++w.clock[w.index];
+    ++w.clock[w.number];
     synchronise_lanes(w, a.lanes);
     const int32_t* o = operands(w, *a.inst);
     const int64_t mode = a.inst->imm[0];

@@ -77,9 +77,9 @@ auto element(uint32_t bits) {
 
 // Where a lane's values of an operand lie: A [16, k], B [8, k]. A register holds `per` neighbours in k; a lane's
 // registers go down 8 rows first (A), then on in k. put(row, column, value).
-template <int kType, class Put>
-void for_fragment(const Warp& w, const int32_t* registers, int k, bool is_a, Put put) {
-  constexpr int bits = bits_of(kType), per = 32 / bits, step = 4 * per;
+template <class Element, class Put>
+inline void for_fragment(const Warp& w, const int32_t* registers, int k, int bits, bool is_a, Element of, Put put) {
+  const int per = 32 / bits, step = 4 * per;
   int index = 0;
   for (int k0 = 0; k0 < k; k0 += step) {
     for (int down = 0; down < (is_a ? 16 : 8); down += 8) {
@@ -87,7 +87,7 @@ void for_fragment(const Warp& w, const int32_t* registers, int k, bool is_a, Put
       for (int lane = 0; lane < kLanes; ++lane) {
         for (int p = 0; p < per; ++p) {
           const uint32_t value = row.lane[lane] >> (bits * p);
-          put(lane / 4 + down, k0 + lane % 4 * per + p, static_cast<double>(element<kType>(value)));
+          put(lane / 4 + down, k0 + lane % 4 * per + p, static_cast<double>(of(value)));
         }
       }
     }
@@ -98,17 +98,18 @@ template <class Put>
 void read_fragment(const Warp& w, const int32_t* registers, int k, int type, bool is_a, Put put) {
   switch (type) {
     case f16:
-      return for_fragment<f16>(w, registers, k, is_a, put);
+      return for_fragment(w, registers, k, bits_of(f16), is_a, element<f16>, put);
     case bf16:
-      return for_fragment<bf16>(w, registers, k, is_a, put);
+      return for_fragment(w, registers, k, bits_of(bf16), is_a, element<bf16>, put);
     case tf32:
-      return for_fragment<tf32>(w, registers, k, is_a, put);
+      return for_fragment(w, registers, k, bits_of(tf32), is_a, element<tf32>, put);
     case s8:
-      return for_fragment<s8>(w, registers, k, is_a, put);
+      return for_fragment(w, registers, k, bits_of(s8), is_a, element<s8>, put);
     case u8:
-      return for_fragment<u8>(w, registers, k, is_a, put);
+      return for_fragment(w, registers, k, bits_of(u8), is_a, element<u8>, put);
     default:
-      fault(kUnsupported, 0, "mma of type %d", type);
+      return for_fragment(
+          w, registers, k, bits_of(type), is_a, [type](uint32_t bits) { return decode(bits, type); }, put);
   }
 }
 

@@ -18,24 +18,7 @@ bool takes_registers(Block& b, Warpgroup& g) {
   return true;
 }
 
-}  // namespace
-
-void start_warpgroups(Block& b) {
-  const size_t groups = (b.warps.size() + kGroupWarps - 1) / kGroupWarps;
-  b.warpgroups.groups.resize(groups);
-  const int watched = b.machine->watched.count;
-  for (Warpgroup& g : b.warpgroups.groups) g.writes.assign(watched, 0), g.fragments.assign(watched, 0);
-  for (Warp& w : b.warps) w.use.touched.assign(watched, 1), w.use.shape.assign(watched, 0);
-  if (watched == 0) return;
-  const size_t granules = b.shared.size() / kGranule + 1;
-  b.warpgroups.reading.assign(granules, 0);
-  b.warpgroups.landed.assign(granules * b.warps.size(), 0);
-}
-
-Warpgroup& warpgroup_of(Warp& w) { return w.block->warpgroups.groups[w.index / kGroupWarps]; }
-
-Warp& first_warp(Warp& w) { return w.block->warps[w.index / kGroupWarps * kGroupWarps]; }
-
+// Whether this warp is the last of its warpgroup to come to `i`.
 bool all_here(Warp& w, const Inst& i) {
   Warpgroup& g = warpgroup_of(w);
   const Block& b = *w.block;
@@ -57,7 +40,8 @@ bool all_here(Warp& w, const Inst& i) {
   return g.arrived == kAll;
 }
 
-void resume_warpgroups(Block& b) {
+// Those that are complete and wait for nothing else go on.
+void resume_all(Block& b) {
   for (size_t k = 0; k < b.warpgroups.groups.size(); ++k) {
     Warpgroup& g = b.warpgroups.groups[k];
     if (g.arrived != kAll || !takes_registers(b, g)) continue;
@@ -68,6 +52,32 @@ void resume_warpgroups(Block& b) {
       for (int32_t& pc : w.pc) ++pc;
     }
   }
+}
+
+}  // namespace
+
+void start_warpgroups(Block& b) {
+  const size_t groups = (b.warps.size() + kGroupWarps - 1) / kGroupWarps;
+  b.warpgroups.groups.resize(groups);
+  const int watched = b.machine->watched.count;
+  for (Warpgroup& g : b.warpgroups.groups) g.writes.assign(watched, 0), g.fragments.assign(watched, 0);
+  for (Warp& w : b.warps) w.use.touched.assign(watched, 1), w.use.shape.assign(watched, 0);
+  if (watched == 0) return;
+  const size_t granules = b.shared.size() / kGranule + 1;
+  b.warpgroups.reading.assign(granules, 0);
+  b.warpgroups.landed.assign(granules * b.warps.size(), 0);
+}
+
+Warpgroup& warpgroup_of(Warp& w) { return w.block->warpgroups.groups[w.index / kGroupWarps]; }
+
+Warp& first_warp(Warp& w) { return w.block->warps[w.index / kGroupWarps * kGroupWarps]; }
+
+void meet(Warp& w, const Inst& i) {
+  std::fill_n(w.state, kLanes, Lane::at_warpgroup);
+  if (!all_here(w, i)) return;
+  handler(i.handler).run(first_warp(w), i, ~0u);
+  w.block->machine->running = &w;  // the handler has named each of the four in turn
+  resume_all(*w.block);
 }
 
 std::string waits_in_warpgroup(Warp& w) {

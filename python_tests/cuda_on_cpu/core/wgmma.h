@@ -75,22 +75,20 @@ struct RegisterUse {
 void start_warpgroups(Block& b);
 Warpgroup& warpgroup_of(Warp& w);
 Warp& first_warp(Warp& w);
-bool all_here(Warp& w, const Inst& i);  // whether this warp is the last of its warpgroup to come to `i`
-void resume_warpgroups(Block& b);       // those that are complete and wait for nothing else
+void meet(Warp& w, const Inst& i);  // a warp comes to a warpgroup's instruction, and waits for the other three
 std::string waits_in_warpgroup(Warp& w);
 
 // wgmma_registers.cpp
 WatchedRegisters watch_registers(const Program& program);
 void check_fence(Warp& w, const Inst& i);
-void before_touch(Warp& w, const Inst& i);
-void after_touch(Warp& w, const Inst& i, uint32_t mask);
+void run_watched(Warp& w, const Inst& i, uint32_t mask);  // any other instruction, its registers checked
 void count_registers(Warp& first, const Wgmma& op, int change);
 
 // wgmma_memory.cpp
 const uint8_t* read_granule(Warp& w, uint32_t address);
 void begin_read(Warp& first, Wgmma& op, uint32_t address, uint32_t warps);
 void end_reads(Warp& first, const Wgmma& op);
-void refuse_write(Warp& w, int lane, uint32_t address, int bytes);
+void refuse_write(const Block& b, const Warp& w, int lane, uint32_t address, int bytes);
 
 // wgmma.cpp
 void land(Warp& first, uint32_t groups);  // those under way of the first so many groups

@@ -38,6 +38,46 @@ void for_watched(const WatchedRegisters& watched, const int32_t* operands, int c
 
 const char* register_use(const Warpgroup& g, int number) { return g.writes[number] ? "accumulates in" : "multiplies"; }
 
+void before_touch(Warp& w, const Inst& i) {
+  const WatchedRegisters& watched = w.block->machine->watched;
+  Warpgroup& g = warpgroup_of(w);
+  const int32_t* o = operands(w, i);
+  const bool moves = i.handler == mov_handler();
+  const int from = moves ? watched.of(o[1]) : -1;
+  if (from >= 0 && g.writes[from]) {
+    w.block->machine->warn(w, 0,
+                           "mov of an accumulator before its wgmma.wait_group: ptxas makes the wgmma wait at once");
+    land(first_warp(w), g.committed + 1);
+  }
+  for_watched(watched, o, i.count, [&](int number, int32_t) {
+    if (g.writes[number]) {
+      fault(kRegisterRace, 0, "a wgmma.mma_async under way %s this register: wgmma.wait_group is missing before it",
+            register_use(g, number));
+    }
+    w.use.touched[number] = moves ? from >= 0 && w.use.touched[from] : 1;
+  });
+}
+
+// A fragment of A may be read while it is multiplied.
+void after_touch(Warp& w, const Inst& i, uint32_t mask) {
+  const WatchedRegisters& watched = w.block->machine->watched;
+  const Warpgroup& g = warpgroup_of(w);
+  for_watched(watched, operands(w, i), i.count, [&](int number, int32_t offset) {
+    if (!g.fragments[number]) return;
+    for (const Wgmma& op : g.under_way) {
+      if (!(op.inst->imm[4] & kFromRegisters)) continue;
+      const int32_t* a = operands(w, *op.inst) + op.inst->count - 6;
+      for (int r = 0; r < 4; ++r) {
+        for (int lane = 0; lane < kLanes && a[r] == offset; ++lane) {
+          if (get<uint32_t>(w, offset, lane) == op.fragments[w.index % kGroupWarps][r][lane]) continue;
+          fault(kRegisterRace, has(mask, lane) ? lane : 0,
+                "a wgmma.mma_async under way multiplies this register: wgmma.wait_group is missing before the write");
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 // imm of wgmma.mma: see wgmma.cpp.
@@ -102,44 +142,13 @@ void check_fence(Warp& w, const Inst& i) {
   });
 }
 
-void before_touch(Warp& w, const Inst& i) {
-  const WatchedRegisters& watched = w.block->machine->watched;
-  Warpgroup& g = warpgroup_of(w);
-  const int32_t* o = operands(w, i);
-  const bool moves = i.handler == mov_handler();
-  const int from = moves ? watched.of(o[1]) : -1;
-  if (from >= 0 && g.writes[from]) {
-    w.block->machine->warn(w, 0,
-                           "mov of an accumulator before its wgmma.wait_group: ptxas makes the wgmma wait at once");
-    land(first_warp(w), g.committed + 1);
-  }
-  for_watched(watched, o, i.count, [&](int number, int32_t) {
-    if (g.writes[number]) {
-      fault(kRegisterRace, 0, "a wgmma.mma_async under way %s this register: wgmma.wait_group is missing before it",
-            register_use(g, number));
-    }
-    w.use.touched[number] = moves ? from >= 0 && w.use.touched[from] : 1;
-  });
-}
-
-// A fragment of A may be read while it is multiplied.
-void after_touch(Warp& w, const Inst& i, uint32_t mask) {
-  const WatchedRegisters& watched = w.block->machine->watched;
-  const Warpgroup& g = warpgroup_of(w);
-  for_watched(watched, operands(w, i), i.count, [&](int number, int32_t offset) {
-    if (!g.fragments[number]) return;
-    for (const Wgmma& op : g.under_way) {
-      if (!(op.inst->imm[4] & kFromRegisters)) continue;
-      const int32_t* a = operands(w, *op.inst) + op.inst->count - 6;
-      for (int r = 0; r < 4; ++r) {
-        for (int lane = 0; lane < kLanes && a[r] == offset; ++lane) {
-          if (get<uint32_t>(w, offset, lane) == op.fragments[w.index % kGroupWarps][r][lane]) continue;
-          fault(kRegisterRace, has(mask, lane) ? lane : 0,
-                "a wgmma.mma_async under way multiplies this register: wgmma.wait_group is missing before the write");
-        }
-      }
-    }
-  });
+void run_watched(Warp& w, const Inst& i, uint32_t mask) {
+  const Machine& m = *w.block->machine;
+  const std::vector<uint8_t>& watched = m.watched.instruction;
+  const bool touches = !watched.empty() && watched[&i - m.program.insts];
+  if (touches) before_touch(w, i);
+  handler(i.handler).run(w, i, mask);
+  if (touches) after_touch(w, i, mask);
 }
 
 void count_registers(Warp& first, const Wgmma& op, int change) {

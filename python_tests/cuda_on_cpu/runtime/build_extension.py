@@ -41,13 +41,13 @@ def with_torch() -> list[str]:
     return [f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-Wl,--no-as-needed", *libraries]
 
 
-def build_library(sources: list[Path], compress: bool = False) -> Path:
+def build_library(sources: list[Path], archs=("80", "90a"), compress: bool = False) -> Path:
     """A library of ``.cu`` files, kernels and launchers, for ctypes.
 
     Raises:
         RuntimeError: there is no nvcc, or it refuses a source.
     """
-    command = nvcc_command(["80", "90a"], compress)
+    command = nvcc_command(list(archs), compress)
     with build_lock("extension"):
         objects = compile_objects(dict.fromkeys(sources, command))
         return link(objects, f"{sources[0].stem}.so", with_cudart())

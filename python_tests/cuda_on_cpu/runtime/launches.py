@@ -76,7 +76,6 @@ def static_facts(standin, module: int, name: str, with_registers: bool) -> dict[
     threads = 1024
     for number in bound[1].replace(" ", "").rstrip(",").split(",") if bound else ():
         threads = int(number) * (1 if threads == 1024 else threads)
-    version = re.search(r"^\s*\.version\s+(\d+)\.(\d+)", ptx, re.MULTILINE)
     return {
         "static_shared": kernel.lowering.static_shared,
         "local_bytes": local,
@@ -85,16 +84,33 @@ def static_facts(standin, module: int, name: str, with_registers: bool) -> dict[
         ),
         "registers": registers,
         "max_threads": threads,
-        "ptx_version": int(version[1]) * 10 + int(version[2]),
+        "ptx_version": int(re.sub(r"\D", "", kernel.loaded.module.target)),  # 80 of sm_80
     }
+
+
+class Extent(ctypes.Structure):
+    """Of cudart/buffers.cpp."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("read_only", ctypes.c_int32),
+        ("pad", ctypes.c_int32),
+        ("written", ctypes.c_void_p),
+    )
 
 
 def current_buffers(standin: ctypes.CDLL) -> list[Buffer]:
     """All that device code may touch."""
-    room = standin.standin_buffers(None, 0)
-    array = (Buffer * max(room, 1))()
-    standin.standin_buffers(array, room)
-    return [array[k] for k in range(room)]
+    room = standin.standin_buffers(None, ctypes.c_uint64(0))
+    array = (Extent * max(room, 1))()
+    standin.standin_buffers(array, ctypes.c_uint64(room))
+    buffers = []
+    for extent in array[:room]:
+        buffer = Buffer(extent.base, extent.size, extent.read_only)
+        buffer.written = extent.written
+        buffers.append(buffer)
+    return buffers
 
 
 def read_arguments(kernel: Kernel, args) -> list[bytes]:
@@ -150,20 +166,18 @@ def run_kernel(
     buffers=(),
 ) -> None:
     """Runs a kernel with the current options and adds it to the records."""
-    if cluster not in (None, (1, 1, 1)):
-        raise Unsupported(f"{kernel.name} launched with clusters of {cluster}")
     now = options()
-    # All blocks of a cooperative grid are there at once; they may wait for each other.
-    resident = grid[0] * grid[1] * grid[2] if cooperative else now.resident
     report = kernel.launch(
         grid,
         block,
         args,
         dynamic_shared,
         seed=now.seed,
-        resident=resident,
+        resident=now.resident,
         max_steps=now.max_steps,
         buffers=buffers,
+        cluster=cluster,
+        cooperative=cooperative,
     )
     shape = (grid, block, cluster or (1, 1, 1), dynamic_shared, cooperative)
     name = short_name(kernel.name)

@@ -7,7 +7,6 @@ import functools
 from pathlib import Path
 
 from .. import errors
-from ..structs import Buffer
 from .build_cudart import cudart
 from .devices import DeviceNumbers, device_numbers
 from .launches import Request, launch, static_facts, symbol_address
@@ -131,7 +130,6 @@ def load() -> ctypes.CDLL:
     """The library, compiled where its sources have changed."""
     library = ctypes.CDLL(str(cudart()))
     library.standin_buffers.restype = ctypes.c_uint64
-    library.standin_buffers.argtypes = (ctypes.POINTER(Buffer), ctypes.c_uint64)
     library.standin_add_tensor.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
     library.standin_drop_tensor.argtypes = (ctypes.c_uint64,)
     library.standin_images.restype = ctypes.c_uint64

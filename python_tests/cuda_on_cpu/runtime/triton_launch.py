@@ -92,11 +92,9 @@ class Launcher:
 
     def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *values):
         meta = self.metadata
-        if meta.num_ctas != 1:
-            raise Unsupported(f"a Triton kernel with clusters of {meta.num_ctas}")
         kernel = runnable_kernel(function.ptx, function.name, options().arch)
         args = [argument(*pair) for pair in flat(self.signature, values)]
-        blocks = x * y * z
+        blocks = x * y * z * meta.num_ctas
         args.append(scratch(blocks * meta.global_scratch_size, meta.global_scratch_align))
         args.append(scratch(blocks * meta.profile_scratch_size, meta.profile_scratch_align))
         if blocks == 0:  # as Triton's own launcher
@@ -105,8 +103,10 @@ class Launcher:
             if hook is not None and getattr(hook, "calls", True):
                 raise Unsupported("Triton's launch hooks")
         threads = (32 * meta.num_warps, 1, 1)
-        cooperative = bool(meta.launch_cooperative_grid)
-        run_kernel(kernel, (x, y, z), threads, args, meta.shared, cooperative=cooperative)
+        together = {"cooperative": bool(meta.launch_cooperative_grid)}
+        if meta.num_ctas != 1:
+            together["cluster"] = (meta.num_ctas, 1, 1)
+        run_kernel(kernel, (x * meta.num_ctas, y, z), threads, args, meta.shared, **together)
 
 
 class Utilities:

@@ -63,7 +63,23 @@ void add_memory(void* base, size_t bytes) {
 
 bool drop_memory(void* base) {
   const std::lock_guard lock(guard);
-  return memory.erase(address_of(base)) != 0;
+  const auto found = memory.find(address_of(base));
+  if (found == memory.end()) return false;
+  delete[] found->second.written;
+  memory.erase(found);
+  return true;
+}
+
+void forget_contents(void* base) {
+  const std::lock_guard lock(guard);
+  Extent& one = memory.at(address_of(base));
+  one.written = new uint8_t[one.size]();
+}
+
+void mark_written(const void* pointer, size_t bytes) {
+  const std::lock_guard lock(guard);
+  const Extent* found = find(pointer);
+  if (found && found->written) std::fill_n(found->written + (address_of(pointer) - found->base), bytes, 1);
 }
 
 }  // namespace standin
@@ -90,11 +106,14 @@ void standin_drop_tensor(uint64_t base) {
     tensors.erase(base);
     return;
   }
-  tensors.erase(tensors.lower_bound(base), tensors.lower_bound(base + whole->second.size));
+  const auto first = tensors.lower_bound(base), end = tensors.lower_bound(base + whole->second.size);
+  for (auto piece = first; piece != end; ++piece) delete[] piece->second.written;
+  tensors.erase(first, end);
   cut.erase(whole);
 }
 
-// For code that cuts one allocation into arrays: each is exact, and what lies between them is nobody's.
+// For code that cuts one allocation into arrays: each is exact, holds nothing yet, and what lies between them is
+// nobody's.
 void standin_add_piece(const void* piece, uint64_t bytes) {
   const std::lock_guard lock(guard);
   const uint64_t base = address_of(piece);
@@ -104,7 +123,7 @@ void standin_add_piece(const void* piece, uint64_t bytes) {
     cut[whole->base] = *whole;
     tensors.erase(whole->base);
   }
-  if (bytes) tensors[base] = {base, bytes, 0, 0};
+  if (bytes) tensors[base] = {base, bytes, 0, 0, new uint8_t[bytes]()};
 }
 
 // Copies at most `room` of them and says how many there are.

@@ -17,6 +17,7 @@ cudaError_t allocate(void** out, size_t bytes, const char* call) {
   if (!*out) return done(cudaErrorMemoryAllocation);
   std::memset(*out, 0xff, bytes);  // NaN in every float type, so that an unwritten value is seen
   add_memory(*out, bytes);
+  forget_contents(*out);
   return done(cudaSuccess);
 }
 
@@ -38,6 +39,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, 
   if (to_device && !check_range(call, to, bytes, true)) return cudaPeekAtLastError();
   if (from_device && !check_range(call, from, bytes, false)) return cudaPeekAtLastError();
   std::memmove(to, from, bytes);
+  mark_written(to, bytes);
   note("copy", call, bytes);
   // With pageable memory on the other side a copy waits, one to the host whatever its name says.
   const bool asynchronous = std::strstr(call, "Async") != nullptr;
@@ -48,6 +50,7 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, 
 cudaError_t fill(void* to, int value, size_t bytes, const char* call) {
   if (!check_range(call, to, bytes, true)) return cudaPeekAtLastError();
   std::memset(to, value, bytes);
+  mark_written(to, bytes);
   note("fill", call, bytes);
   return done(cudaSuccess);
 }

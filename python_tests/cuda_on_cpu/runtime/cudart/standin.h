@@ -80,6 +80,8 @@ uint64_t find_symbol(const void* host_variable, size_t* size);
 bool check_range(const char* call, const void* pointer, size_t bytes, bool write);
 bool is_device(const void* pointer);
 void add_memory(void* base, size_t bytes);
+void forget_contents(void* base);  // of add_memory: reading what nobody has written is worth a warning
+void mark_written(const void* pointer, size_t bytes);
 bool drop_memory(void* base);
 
 // streams.cpp
