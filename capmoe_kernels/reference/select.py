@@ -114,7 +114,7 @@ def _reroute(usable: Tensor, top_k: int, rounds: int, compete: Compete) -> tuple
     """Token Reroute: whoever holds fewer than ``top_k`` asks on; a refusal is final."""
     asked = torch.zeros_like(usable)
     kept = torch.zeros_like(usable)
-    # A round in which nobody asks anew changes nothing, and there are so many pairs to ask for. More
+    # A round in which nobody asks anew changes nothing, and there are so many pairs to ask. More
     # rounds than columns may count: a token may lose late what it held, and only then ask on.
     for _ in range(min(rounds, usable.numel())):
         fresh = usable & ~asked
