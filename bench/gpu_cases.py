@@ -105,14 +105,21 @@ def work(case: Case, op: str) -> Work:
     moved = 2 * (tokens + rows) * shape.hidden  # a row of every pair and one of every token
     pairs = 4 * tokens * shape.top_k
     experts = experts_work(shape, tokens, rows, busy)
+    ranks = case.capacity.factor is not None  # else nobody asks for scores
     return {
         "gate": Work(0, case.logits.nbytes + 3 * pairs),
-        "select": Work(0, 6 * pairs + 4 * case.num_rows),
+        "select": Work(0, (6 if ranks else 5) * pairs + 4 * case.num_rows),
         "dispatch": Work(0, moved),
         "grouped_mlp": Work(experts.flops, experts.bytes - moved),
         "combine": Work(0, moved + 2 * pairs),
         "moe": experts,
     }[op]
+
+
+def dropless_flops(case: Case) -> float:
+    """What others compute, who drop nothing."""
+    rows = case.tokens * case.shape.top_k
+    return experts_work(case.shape, case.tokens, rows, case.shape.experts).flops
 
 
 def exact_experts(case: Case, dtype: torch.dtype) -> Tensor:

@@ -29,6 +29,19 @@ def check_case(case: Case) -> str:
     return f"routing exact, {rows} rows, error {error:.2g} of {allowed:.2g} allowed, graph = eager"
 
 
+def check_rival(case: Case, out: Tensor) -> None:
+    """That another way computes the same layer: loosely, for each rounds where it likes.
+
+    Raises:
+        ValueError: it computes something else.
+    """
+    ours = call(case, "moe")
+    assert isinstance(ours, Tensor)
+    error = _error(out, ours.double()) / ours.abs().max().item()
+    if error > 0.05:
+        raise ValueError(f"its answer is {error:.0%} off")
+
+
 def _require(holds: bool, what: str) -> None:
     if not holds:
         raise Wrong(f"wrong: {what}")

@@ -1,134 +1,118 @@
 """What the CUDA kernels execute, counted in the emulator: ``python -m bench.gpu_counts``.
 
-Warp instructions of PTX per token, pair or tensor-core instruction, and 32-byte sectors over those
-of the bytes that must move; beside the least of the same that other packages' kernels were counted
-to need, or a bound of our own. Counts, not times. Needs nvcc, and no GPU.
+Prints gpu_counts.json: warp instructions per token, pair or tensor-core instruction, of PTX and as
+estimated of SASS, and 32-byte sectors over those of the bytes that must move, beside their targets.
+Counts, not times. ``--update`` counts again; that needs nvcc, ptxas and nvdisasm, and no GPU.
+
+The layer's own gate and select, or route, are counted. The experts are two of the model's, each
+with the model's mean number of rows, H=F=512: the full size would take hours.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
+import json
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-import capmoe_kernels as cm
+from .gpu_roofline import SHAPES
+from .gpu_targets import SECTORS, target
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "python_tests"))
-from cuda_on_cpu import runtime
-from cuda_on_cpu.runtime.operators import UseEmulatedCuda
+TABLE = Path(__file__).with_suffix(".json")
+TOKENS = (1, 64, 1024, 4096)
+# A row of 470 MB for each of the 32,768 pairs, and its copy, do not fit.
+LEFT_OUT = {("dsv3", 4096, "dispatch"), ("dsv3", 4096, "combine")}
 
-
-class Row(NamedTuple):
-    what: str
-    shape: str
-    per: str  # what instructions are counted per
-    instructions: float
-    bound: float  # on instructions
-    sectors: float | None = None  # touched, over needed
+Row = dict[str, float]  # "ptx" and "sass" per what "per" says, "sectors" over the minimum
 
 
-HMMA_FLOPS = 2 * 16 * 8 * 16
+def key(model: str, tokens: int, op: str, factor: float | None) -> str:
+    bound = "" if factor is None else f" factor={factor:g}"
+    return f"{model} T={tokens} {op}{bound}"
 
 
-def counted(run: object) -> dict[str, int]:
-    """The counts of the kernels that a call launches, added."""
-    with UseEmulatedCuda(), runtime.recording() as record:
-        run()  # type: ignore[operator]
-    return record.counts
+def parts(name: str) -> tuple[str, int, str, float | None]:
+    """Of a key: its model, tokens, op and capacity factor."""
+    model, tokens, op, *factor = name.split()
+    return model, int(tokens[2:]), op, float(factor[0].split("=")[1]) if factor else None
 
 
-def sectors(counts: dict[str, int], needed_bytes: int) -> float:
-    touched = counts["global_load_sectors"] + counts["global_store_sectors"]
-    return touched / (needed_bytes / 32)
+def missed(table: dict[str, Row]) -> list[str]:
+    """Targets that are not met, in words."""
+    out = []
+    for name, row in table.items():
+        model, tokens, op, factor = parts(name)
+        bound = target(op, SHAPES[model], tokens, factor)
+        if bound is not None and row["sass"] > bound:
+            out.append(f"{name}: {row['sass']:.1f} instructions, not {bound:.4g}")
+        if row.get("sectors", 0) > SECTORS.get(op, float("inf")):
+            out.append(f"{name}: {row['sectors']:.2f} of the sectors, not {SECTORS[op]}")
+    return out
 
 
-def routing_rows() -> Iterator[Row]:
-    """gate, and slots, per token and pair; the whole of it for one token."""
-    per_token = {(64, 8): 300, (128, 8): 450, (8, 2): 12}
-    per_pair = {64: 10, 1024: 4, 4096: 3}
-    for (experts, top_k), bound in per_token.items():
-        for tokens in (64, 1024):
-            logits, gating = torch.randn(tokens, experts), cm.Gating(top_k)
-            options = (None, top_k, "softmax", "none", 1.0, 1, 1, "max", "prob", "none", 0, 0, 0)
-            counts = counted(lambda x=logits, o=options: torch.ops.capmoe.gate(x, *o))
-            shape = f"T={tokens} E={experts} k={top_k}"
-            done = counts["warp_instructions"] / tokens
-            needed = logits.nbytes + 12 * tokens * top_k
-            yield Row("gate", shape, "token", done, bound, sectors(counts, needed))
-            for factor in (None, 1.0):
-                yield _slots(logits, gating, factor, shape, per_pair[tokens])
+def regressions(table: dict[str, Row], now: dict[str, Row], allowed: float = 0.02) -> list[str]:
+    """What has come to need more than ``allowed`` beyond the table, in words."""
+    out = []
+    for name, row in now.items():
+        for kind in ("ptx", "sectors"):
+            if kind in row and row[kind] > (1 + allowed) * table[name][kind]:
+                out.append(f"{name}: {kind} {row[kind]:.2f}, was {table[name][kind]:.2f}")
+    return out
 
 
-def _slots(
-    logits: torch.Tensor, gating: cm.Gating, factor: float | None, shape: str, bound: float
-) -> Row:
-    """mark and select of a caller's own top-k."""
-    weights, ids = logits.softmax(1).topk(gating.top_k)
-    capacity = cm.Capacity(factor)
-    counts = counted(lambda: cm.select(ids, weights, logits.shape[1], capacity))
-    what = "select" if factor is None else "select, C binds"
-    done = counts["warp_instructions"] / ids.numel()
-    return Row(what, shape, "pair", done, bound if factor is None else 8)
+def as_table(table: dict[str, Row]) -> Table:
+    title = "executed by the kernels compiled for sm_80 (emulated; counts, not times)"
+    out = Table(title=title, caption="SASS is estimated; the targets are for it")
+    columns = ("model", "T", "op", "C", "PTX", "SASS", "target", "per", "sectors", "at most")
+    for column in columns:
+        out.add_column(column, justify="left" if column in ("model", "op", "per") else "right")
+    last = None
+    for name, row in table.items():
+        model, tokens, op, factor = parts(name)
+        if last not in (None, (model, tokens)):
+            out.add_section()
+        last = model, tokens
+        bound = target(op, SHAPES[model], tokens, factor)
+        sectors = f"{row['sectors']:.2f}" if "sectors" in row else ""
+        shown = (f"{row['ptx']:.1f}", f"{row['sass']:.1f}", "" if bound is None else f"{bound:.4g}")
+        most = f"{SECTORS[op]:g}" if op in SECTORS and sectors else ""
+        limit = "" if factor is None else f"x{factor:g}"
+        out.add_row(model, str(tokens), op, limit, *shown, str(row["per"]), sectors, most)
+    return out
 
 
-def moving_rows() -> Iterator[Row]:
-    """dispatch and combine, T=512, H=2048, bfloat16."""
-    tokens, top_k, hidden = 512, 8, 2048
-    logits, gating = torch.randn(tokens, 64), cm.Gating(top_k)
-    x = torch.randn(tokens, hidden).bfloat16()
-    routing = cm.route(logits, gating)
-    pairs, row = tokens * top_k, 2 * hidden
-    shape = f"T={tokens} k={top_k} H={hidden}"
-    counts = counted(lambda: cm.dispatch(x, routing))
-    done = counts["warp_instructions"] / pairs
-    yield Row("dispatch", shape, "pair", done, 100, sectors(counts, pairs * (2 * row + 4)))
-    y = torch.randn(pairs, hidden).bfloat16()
-    counts = counted(lambda: cm.combine(y, routing))
-    done = counts["warp_instructions"] / tokens
-    needed = (pairs + tokens) * row + 8 * pairs
-    yield Row("combine", shape, "token", done, 1500, sectors(counts, needed))
-
-
-def expert_rows() -> Iterator[Row]:
-    """Both launches of the experts, per tensor-core instruction that the rows need."""
-    for tokens, experts, hidden, intermediate in [(256, 2, 512, 256), (8, 8, 512, 256)]:
-        up = torch.randn(experts, 2 * intermediate, hidden).bfloat16()
-        down = torch.randn(experts, hidden, intermediate).bfloat16()
-        weights, x = cm.Experts(up, down), torch.randn(tokens, hidden).bfloat16()
-        routing = cm.route(torch.randn(tokens, experts), cm.Gating(1))
-        ends = (routing.expert_offsets, routing.tokens_per_expert, routing.row_tokens)
-        arguments = (x, up, down, None, None, *ends, weights.activation, weights.layout)
-        counts = counted(lambda a=arguments: torch.ops.capmoe.grouped_mlp(*a))
-        needed = 6 * tokens * hidden * intermediate / HMMA_FLOPS
-        shape = f"T={tokens} E={experts} H={hidden} F={intermediate}"
-        done = counts["warp_instructions"] / needed
-        moved = 6 * experts * hidden * intermediate + 4 * tokens * (hidden + intermediate)
-        yield Row("grouped_mlp", shape, "HMMA", done, 3.2, sectors(counts, moved))
-
-
-GROUPS = {"routing": routing_rows, "moving": moving_rows, "experts": expert_rows}
+def print_counts(console: Console) -> None:
+    rows = json.loads(TABLE.read_text())["rows"]
+    console.print(as_table(rows))
+    for line in missed(rows):
+        console.print(f"missed: {line}", markup=False, highlight=False)
+    left_out = ", ".join(f"{op} of {model} at T={tokens}" for model, tokens, op in sorted(LEFT_OUT))
+    console.print(f"left out for memory: {left_out}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("groups", nargs="*", default=list(GROUPS), help=", ".join(GROUPS))
-    torch.manual_seed(0)
-    table = Table(title="executed by the kernels compiled for sm_80 (emulated; counts, not times)")
-    for column in ("op", "shape", "warp instructions", "per", "bound", "sectors / needed"):
-        table.add_column(column, justify="left" if column in ("op", "shape", "per") else "right")
-    for group in parser.parse_args().groups:
-        for row in GROUPS[group]():
-            numbers = f"{row.instructions:.1f}", row.per, f"{row.bound:g}"
-            moved = "" if row.sectors is None else f"{row.sectors:.2f}"
-            table.add_row(row.what, row.shape, *numbers, moved)
-        table.add_section()
-    Console(width=110).print(table)
+    parser.add_argument("--update", action="store_true", help=f"count again, into {TABLE.name}")
+    parser.add_argument("--models", nargs="*", default=list(SHAPES), help=", ".join(SHAPES))
+    parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
+    arguments = parser.parse_args()
+    if arguments.update:
+        from .gpu_count import count_rows
+        from .gpu_static import nvcc_release
+
+        old = json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
+        for model in arguments.models:
+            for tokens in arguments.tokens:
+                for name in [n for n in old if parts(n)[:2] == (model, tokens)]:
+                    del old[name]
+                old |= count_rows(model, tokens, sass=True)
+                print(model, tokens, flush=True)
+                order = sorted(old, key=lambda n: (list(SHAPES).index(parts(n)[0]), parts(n)[1]))
+                written = {"nvcc": nvcc_release(), "rows": {name: old[name] for name in order}}
+                TABLE.write_text(json.dumps(written, indent=1) + "\n")
+    print_counts(Console(width=110))
 
 
 if __name__ == "__main__":

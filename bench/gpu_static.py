@@ -22,6 +22,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from . import gpu_counts
 from .gpu_roofline import roofline
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -181,6 +182,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=140)
     console.print(roofline())
+    gpu_counts.print_counts(console)
     if arguments.module is None:
         raise SystemExit("capmoe_kernels._cuda was not built")
     kernels = read_kernels(arguments.module)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 import capmoe_kernels as cm
 from capmoe_kernels import reference
 from capmoe_kernels.bounds import select_rows
+from cuda_on_cpu import runtime
 from cuda_on_cpu.runtime import operators as emulated
 
 torch.set_num_threads(1)
@@ -179,8 +180,9 @@ def backend(request):
             pytest.fail(f"CAPMOE_REQUIRE asks for {request.param}: {reason}")
         pytest.skip(f"{request.param}: {reason}")
     chosen = Backend(request.param)
-    with chosen.serving():
+    with chosen.serving(), runtime.recording() as record:
         yield chosen
+    assert record.warnings == []  # such as a read of what no kernel has written
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 // The CUDA backend's border: tensors in, checked; kernels launched on torch's stream; tensors out.
 //
-// Values live on the device, so they are not looked at here: the kernels skip indices that are out of range.
+// Values live on the device, so they are not looked at here. The kernels skip expert ids and row numbers that are out
+// of range; what grouped_mlp is told of rows (offsets, counts, and their tokens) it trusts, and select that num_rows is
+// a bound.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>

@@ -190,10 +190,7 @@ void launch(const T* y, const int32_t* rows, const float* weights, int64_t token
   const size_t shared = block.y * columns * sizeof(Term);
   const auto kernel = combine_kernel<T, kWidth, kPacks>;
   constexpr size_t kDefaultShared = 48 << 10;
-  if (shared > kDefaultShared) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-               "combine");
-  }
+  if (shared + sizeof(int) * kMaxTokensPerBlock > kDefaultShared) allow_all_shared(kernel, shared, "combine");
   kernel<<<grid, block, shared, stream>>>(y, rows, weights, static_cast<int>(tokens), static_cast<int>(columns),
                                           static_cast<uint32_t>(y_rows), static_cast<int>(hidden), out);
   check_cuda(cudaGetLastError(), "combine");

@@ -13,7 +13,7 @@ namespace {
 constexpr int kBlockTokens = 32;
 constexpr int kMaxWarps = 16;
 // Keys of more local experts than fit here are not gathered into whole sectors before they are written.
-constexpr int64_t kMaxSharedBytes = 96 * 1024;
+constexpr int64_t kMaxSharedBytes = kCommonSharedBytes;
 
 template <class Layout>
 struct Launch {
@@ -154,7 +154,7 @@ void gate(const T* logits, const float* bias, const Gate& config, int32_t* exper
     const bool by_score = bias != nullptr || config.num_groups > 1;
     const auto kernel = by_score ? gate_kernel<T, Layout, true> : gate_kernel<T, Layout, false>;
     const int bytes = static_cast<int>(launch.bytes);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "gate");
+    limit_shared(kernel, kMaxSharedBytes, "gate");
     kernel<<<blocks, 32 * launch.warps, bytes, stream>>>(logits, bias, config, expert_ids, weights, scores, to.asks,
                                                          to.top, to.keys, to.counters, launch.warp_bytes,
                                                          launch.gathers);

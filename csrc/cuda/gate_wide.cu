@@ -166,9 +166,11 @@ void gate_wide(const T* logits, const float* bias, const Gate& config, int32_t* 
     throw std::invalid_argument("the gate takes at most " + std::to_string(kMaxWideExperts) + " experts on CUDA, got " +
                                 std::to_string(config.num_experts));
   }
-  const int bytes = static_cast<int>(6 * 4 * config.num_experts);
+  constexpr int kBytesPerExpert = 6 * 4;
+  const int bytes = static_cast<int>(kBytesPerExpert * config.num_experts);
   const auto kernel = gate_wide_kernel<T>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "gate");
+  static_assert(kBytesPerExpert * kMaxWideExperts <= kCommonSharedBytes);
+  limit_shared(kernel, kCommonSharedBytes, "gate");
   const auto blocks = static_cast<unsigned>(ceil_div(config.tokens, kBlockTokens));
   kernel<<<blocks, kThreads, bytes, stream>>>(logits, bias, config, expert_ids, weights, scores, marks.asks, marks.top,
                                               marks.keys, marks.counters);

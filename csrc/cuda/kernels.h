@@ -21,9 +21,9 @@ constexpr int kSelectCounters = 4;
 
 // Who asks for whom, by expert: what capacity is decided on. Scratch between two kernels of one call.
 struct Marks {
-  uint32_t* asks;  // [E][W]: bit t % 32 of word t / 32 is set where token t has expert e among its columns
-  uint32_t* top;   // [E][W]: the same for the first top_k columns only; null where K == top_k
-  uint32_t* keys;  // [E][T]: order_key(score) where asks is set, else unspecified; null where scores decide nothing
+  uint32_t* asks;      // [E][W]: bit t % 32 of word t / 32 is set where token t has expert e among its columns
+  uint32_t* top;       // [E][W]: the same for the first top_k columns only; null where K == top_k
+  uint32_t* keys;      // [E][T]: order_key(score) where asks is set, else unspecified; null where scores decide nothing
   uint32_t* counters;  // [kSelectCounters]: zeroed by whoever writes the marks (select's barrier and sums)
   bool repeats;        // the ids are a caller's own: a token may list an expert twice
 };
@@ -61,7 +61,8 @@ void dispatch(const void* hidden_states, const int32_t* row_tokens, int64_t toke
 // The experts on their rows: two launches, up and down. x is [N, H], or, where row_tokens is given, [T, H] gathered
 // through it. Biases may be null: gate_up_bias [E, 2F] (or [E, F]), down_bias [E, H]. hidden_rows [N, F] is scratch.
 // `expected_rows` (the host's guess of how many rows there are, at most N) chooses the tiles and never the result.
-// Sums in float32; h is rounded once to T. Rows of no expert are neither read nor written.
+// Sums in float32; h is rounded once to T. Rows of no expert are neither read nor written. Offsets, counts and the
+// tokens of experts' rows are trusted: nothing looks whether they lie within x and y.
 template <class T>
 void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
                  const T* down_proj, const T* down_bias, const int32_t* expert_offsets,

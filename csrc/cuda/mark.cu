@@ -101,10 +101,7 @@ void mark(const Id* ids, const float* scores, const Select& config, const Marks&
   int words = 8;  // of an expert: a sector of memory
   while (words > 1 && words * bytes_per_word > 48 * 1024) words /= 2;
   const size_t shared = static_cast<size_t>(words * bytes_per_word);
-  if (shared > 48 * 1024) {
-    const int bytes = static_cast<int>(shared);
-    check_cuda(cudaFuncSetAttribute(mark_kernel<Id>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "mark");
-  }
+  if (shared > 48 * 1024) allow_all_shared(mark_kernel<Id>, shared, "select");
   const auto blocks = static_cast<unsigned>(ceil_div(ceil_div(config.tokens, 32), words));
   mark_kernel<Id><<<blocks, kThreads, shared, stream>>>(ids, scores, config, marks.asks, marks.top, marks.keys,
                                                         marks.counters, words);

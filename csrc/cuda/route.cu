@@ -7,8 +7,7 @@ namespace capmoe::cuda {
 namespace {
 
 // Beyond these one block takes longer than gate and select on many.
-constexpr int64_t kMaxPairs = 1024, kMaxLogits = 4096;
-constexpr int64_t kMaxBytes = 96 * 1024;  // a block may have them on every architecture from sm_80 on
+constexpr int64_t kMaxPairs = 1024, kMaxLogits = 4096, kMaxChosenPairs = 128;
 
 template <class Layout>
 int warps_for(const Select& select) {
@@ -27,9 +26,11 @@ RoutePlan plan_for(const Gate& gate, const Select& select, bool masked) {
 bool route_fits(const Gate& gate, const Select& select) {
   const int64_t pairs = select.tokens * select.columns, logits = select.tokens * select.num_experts;
   if (pairs < 1 || pairs > kMaxPairs || logits > kMaxLogits || select.num_experts > kMaxGateExperts) return false;
+  const bool binds = capacity_of(select, select.tokens) < select.tokens;  // then experts must choose
+  if (binds && pairs > kMaxChosenPairs) return false;
   bool fits = false;
   with_gate_layout(gate, [&](auto layout) {
-    fits = int64_t{4} * plan_for<decltype(layout)>(gate, select, false).words <= kMaxBytes;
+    fits = int64_t{4} * plan_for<decltype(layout)>(gate, select, false).words <= kCommonSharedBytes;
   });
   return fits;
 }
@@ -43,7 +44,7 @@ void route(const T* logits, const float* bias, const Gate& gate, const bool* tok
     const auto kernel = by_score ? route_kernel<T, Layout, true> : route_kernel<T, Layout, false>;
     const RoutePlan plan = plan_for<Layout>(gate, select, token_mask != nullptr);
     const int bytes = 4 * plan.words;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "route");
+    limit_shared(kernel, kCommonSharedBytes, "route");
     kernel<<<1, 32 * warps_for<Layout>(select), bytes, stream>>>(logits, bias, gate, token_mask, token_priority, select,
                                                                  out, plan);
   });

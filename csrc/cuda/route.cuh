@@ -138,15 +138,6 @@ __device__ inline bool count_experts(const RouteState& state) {
   return __any_sync(kWholeWarp, most > state.at.capacity);
 }
 
-// Rescales a token's weights to kept_weight_sum.
-__device__ inline void rescale(const RouteState& state, int token) {
-  float* weights = state.weights() + token * state.columns;
-  double sum = 0;  // in double, so that the order of addition does not show in float
-  for (int j = 0; j < state.columns; ++j) sum += weights[j];
-  const float total = static_cast<float>(fmax(sum, 1e-20));
-  for (int j = 0; j < state.columns; ++j) weights[j] = weights[j] / total * state.select.kept_weight_sum;
-}
-
 // Every pair's outputs where everyone stays.
 __device__ inline void keep_all(const RouteState& state) {
   if (state.select.kept_weight_sum >= 0) {
@@ -154,7 +145,9 @@ __device__ inline void keep_all(const RouteState& state) {
       if (state.ids()[i] == state.experts) state.weights()[i] = 0.0f;
     }
     __syncthreads();
-    for (int token = threadIdx.x; token < state.tokens; token += blockDim.x) rescale(state, token);
+    for (int token = threadIdx.x; token < state.tokens; token += blockDim.x) {
+      renormalize(state.select, state.weights() + token * state.columns, state.columns);
+    }
     __syncthreads();
   }
   // i / columns is __umulhi(i, inverse): both are small.

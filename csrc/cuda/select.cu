@@ -53,10 +53,7 @@ template <class Id, int kWarps>
 void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
   auto* kernel = &select_kernel<Id, kWarps>;
   const size_t shared = sizeof(int) * (problem.config.num_experts + 1);
-  if (shared > 4 * 1024) {
-    const int bytes = static_cast<int>(shared);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "select");
-  }
+  if (shared > 4 * 1024) allow_all_shared(kernel, shared, "select");  // beside 42 KiB of static ones at most
   int64_t blocks = useful_blocks(problem.config, kWarps);
   if (blocks > 1) {
     int resident = 0;
@@ -89,7 +86,10 @@ template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
             const int64_t* token_priority, const Select& config, const Marks& marks, void* scratch,
             const Selection& out, cudaStream_t stream) {
-  if (config.tokens * config.columns > INT32_MAX / 2) throw std::runtime_error("select: too many pairs");
+  if (config.tokens * config.columns > INT32_MAX / 2) {
+    throw std::invalid_argument("select takes fewer than 2**30 pairs on CUDA, got " +
+                                std::to_string(config.tokens * config.columns));
+  }
   auto* slots = static_cast<SlotWord*>(scratch);
   auto* mask_words = reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + slot_bytes(config));
   const auto problem =

@@ -18,10 +18,11 @@ __host__ __device__ constexpr int listed_keys(int team_warps) {
   return team_warps == 1 ? 512 : team_warps < 16 ? 4096 : 10240;
 }
 
-// Asks of the next round, or none: out.rows says which pairs have asked so far.
+// Asks of the next round, or none: out.rows says which pairs have asked so far. Without a token nobody has zeroed the
+// counters, nor asks.
 template <class Problem>
 __device__ bool next_round(const Problem& problem, GridBarrier& barrier, int64_t round, uint32_t& asked) {
-  if (round >= problem.config.reroute_rounds) return false;
+  if (round >= problem.config.reroute_rounds || problem.tokens == 0) return false;
   ask_on(problem, round == 0);
   barrier.sync();
   const uint32_t before = asked;

@@ -138,13 +138,11 @@ __device__ __forceinline__ void finish_pairs(const SelectProblem<Id>& problem, c
 }
 
 // Rescales a token's kept weights to kept_weight_sum.
-template <class Problem>
-__device__ void renormalize(const Problem& problem, int token) {
-  float* weights = problem.out.weights + problem.pair(token, 0);
+__device__ __forceinline__ void renormalize(const Select& config, float* weights, int columns) {
   double sum = 0;  // in double, so that the order of addition does not show in float
-  for (int j = 0; j < problem.columns; ++j) sum += weights[j];
+  for (int j = 0; j < columns; ++j) sum += weights[j];
   const float total = static_cast<float>(fmax(sum, 1e-20));
-  for (int j = 0; j < problem.columns; ++j) weights[j] = weights[j] / total * problem.config.kept_weight_sum;
+  for (int j = 0; j < columns; ++j) weights[j] = weights[j] / total * config.kept_weight_sum;
 }
 
 // Tokens [start, start + count), by a block.
@@ -160,7 +158,9 @@ __device__ __forceinline__ void finish_chunk(const Problem& problem, const int* 
   }
   if (problem.config.kept_weight_sum < 0) return;
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) renormalize(problem, start + i);
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    renormalize(problem.config, problem.out.weights + problem.pair(start + i, 0), problem.columns);
+  }
 }
 
 template <class Problem, class SlotOf>

@@ -43,11 +43,10 @@ def commands(name: str, arch: str, include: tuple[str, ...]) -> dict[Path, list[
 @functools.cache
 def library(name: str, arch: str = "80", include: tuple[str, ...] = ()) -> ctypes.CDLL:
     """kernels/`name`.cu compiled for one architecture, and loaded."""
-    runtime.load()
     with extension.build_lock("extension"):
         built = objects.compile_objects(commands(name, arch, include))
         path = objects.link(built, f"{name}_{arch}.so", extension.with_cudart())
-    return ctypes.CDLL(str(path))
+    return runtime.open_library(path)
 
 
 def call(function, *args) -> int:

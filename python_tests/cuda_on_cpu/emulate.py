@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,11 +11,12 @@ from . import gpu, occupancy
 from .arguments import pack
 from .build import core
 from .classes import by_line
-from .errors import BY_KIND, BadLaunch, Finding, Unsupported
+from .errors import BY_KIND, BadLaunch, Finding
 from .limits import check_cluster, check_cooperative, check_limits
+from .loaded import Loaded
 from .lower import Lowering
 from .options import Options
-from .parse import SIZES, Module, Variable, parse
+from .parse import parse
 from .structs import COUNTS, Buffer, Counts, Fault, Init, Inst, Launch, Program
 
 
@@ -37,46 +37,6 @@ class Shape(NamedTuple):
     dynamic_shared: int
     cluster: tuple[int, int, int]
     explicit_cluster: bool
-
-
-class Loaded:
-    """A module with its .global and .const variables in memory."""
-
-    def __init__(self, module: Module, ptx: str):
-        self.module, self.ptx = module, ptx
-        self.memory: dict[str, ctypes.Array[ctypes.c_char]] = {}
-        for variable in module.variables.values():
-            if variable.space in ("global", "const"):
-                size = variable.size + variable.alignment
-                self.memory[variable.name] = ctypes.create_string_buffer(size)
-        for name in self.memory:
-            data = self.initial(module.variables[name])
-            ctypes.memmove(self.address(name), data, len(data))
-
-    @functools.cached_property
-    def on_gpu(self) -> gpu.Module:
-        return gpu.Module(self.ptx)
-
-    def address(self, name: str) -> int:
-        alignment = self.module.variables[name].alignment
-        return -(-ctypes.addressof(self.memory[name]) // alignment) * alignment
-
-    def initial(self, variable: Variable) -> bytes:
-        out = b""
-        size = SIZES[variable.element]
-        for text in variable.data:
-            if re.fullmatch(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}", text):
-                value = int(text[2:], 16)
-            elif re.fullmatch(r"-?(0[xX][0-9a-fA-F]+|\d+)", text):
-                value = int(text, 0)
-            elif text in self.memory:
-                value = self.address(text)
-            else:
-                raise Unsupported(f"initial value {text} of {variable.name}")
-            out += (value & (256**size - 1)).to_bytes(size, "little")
-        if len(out) > variable.size:
-            raise Unsupported(f"{len(out)} bytes for {variable.name}, which has {variable.size}")
-        return out
 
 
 class Kernel:
@@ -127,10 +87,15 @@ class Kernel:
         memory = self._arguments(args)
         twin = None
         if gpu.can_run(self.target, args, wanted):
-            twin = gpu.Twin(self.loaded.on_gpu, self.name, self.entry.params, args)
-        report = self._emulate(shape, memory, wanted)
-        if twin is not None:
-            twin.confirm(shape.grid, shape.block, dynamic_shared, wanted.on_gpu)
+            twin = gpu.Twin(self.name, self.entry.params, args)
+        try:
+            report = self._emulate(shape, memory, wanted)
+            if twin is not None:
+                on_gpu = self.loaded.on_gpu
+                twin.confirm(on_gpu, shape.grid, shape.block, dynamic_shared, wanted.on_gpu)
+        finally:
+            if twin is not None:
+                twin.free()
         return report
 
     def _shape(self, grid, block, dynamic_shared, wanted: Options) -> Shape:

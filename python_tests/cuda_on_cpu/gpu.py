@@ -11,14 +11,16 @@ import ctypes
 import functools
 import os
 import re
+from typing import NamedTuple
 
 import torch
 
-from .arguments import Const, TensorMap, pack
+from .arguments import Const, Empty, TensorMap, pack
 from .options import Agreement, Options
 from .parse import Variable
 
 ATTRIBUTE_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+ALIGNMENT = 256  # of what cuMemAlloc returns
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
@@ -98,57 +100,81 @@ class Module:
         return out
 
 
-class Twin:
-    """One launch on the GPU. Made before the emulator runs, while the tensors hold what goes in."""
+def tensor_of(value):
+    """The tensor of an argument that is one, in whatever wrapping; None for others."""
+    inner = value.tensor if isinstance(value, Const | Empty) else value
+    return inner if isinstance(inner, torch.Tensor) else None
 
-    def __init__(self, module: Module, name: str, variables: list[Variable], args: tuple):
-        self.module, self.name, self.variables, self.args = module, name, variables, args
-        self.device: dict[int, tuple[torch.UntypedStorage, ctypes.c_void_p]] = {}
+
+class Copy(NamedTuple):
+    """Of a storage, ``at`` an address that is aligned as the storage's own."""
+
+    storage: torch.UntypedStorage
+    allocated: ctypes.c_void_p
+    at: ctypes.c_void_p
+
+
+class Twin:
+    """One launch on the GPU. Made before the emulator runs, while the tensors hold what goes in.
+
+    The PTX is compiled after that: what the emulator finds fault with, ptxas may refuse.
+    """
+
+    def __init__(self, name: str, variables: list[Variable], args: tuple):
+        self.name, self.variables, self.args = name, variables, args
+        self.cuda = driver()
+        assert self.cuda is not None
+        self.device: dict[int, Copy] = {}  # by the address of the storage
         for value in args:
-            tensor = value.tensor if isinstance(value, Const) else value
-            if isinstance(tensor, torch.Tensor):
+            tensor = tensor_of(value)
+            if tensor is not None:
                 self._upload(tensor.untyped_storage())
 
     def _upload(self, storage: torch.UntypedStorage) -> None:
         base, size = storage.data_ptr(), storage.nbytes()
         if not size or base in self.device:
             return
-        cuda, at = self.module.cuda, ctypes.c_void_p()
-        check(cuda, cuda.cuMemAlloc_v2(ctypes.byref(at), ctypes.c_size_t(size)))
-        self.device[base] = (storage, at)
+        cuda, allocated = self.cuda, ctypes.c_void_p()
+        room = ctypes.c_size_t(size + ALIGNMENT)
+        check(cuda, cuda.cuMemAlloc_v2(ctypes.byref(allocated), room))
+        at = ctypes.c_void_p((allocated.value or 0) + base % ALIGNMENT)
+        self.device[base] = Copy(storage, allocated, at)
         check(cuda, cuda.cuMemcpyHtoD_v2(at, ctypes.c_void_p(base), ctypes.c_size_t(size)))
 
     def _parameter(self, variable: Variable, value) -> bytes:
-        tensor = value.tensor if isinstance(value, Const) else value
-        if not isinstance(tensor, torch.Tensor):
+        tensor = tensor_of(value)
+        if tensor is None:
             return pack(variable, value, [])
         base = tensor.untyped_storage().data_ptr()
         if base not in self.device:  # empty
             return bytes(8)
-        address = self.device[base][1].value or 0
+        address = self.device[base].at.value or 0
         return (address + tensor.data_ptr() - base).to_bytes(8, "little")
 
-    def confirm(self, grid, block, dynamic_shared: int, agreement: Agreement) -> None:
-        """Raises MismatchError where the tensors, which the emulator wrote, do not agree."""
-        try:
-            self._run(grid, block, dynamic_shared)
-            for number, value in enumerate(self.args):
-                tensor = value.tensor if isinstance(value, Const) else value
-                wanted = agreement
-                if isinstance(agreement, dict):
-                    wanted = agreement.get(number, True)
-                if isinstance(tensor, torch.Tensor) and tensor.numel() and wanted:
-                    self._compare(number, tensor, wanted)
-        finally:
-            for _, at in self.device.values():
-                self.module.cuda.cuMemFree_v2(at)
+    def free(self) -> None:
+        for copy in self.device.values():
+            self.cuda.cuMemFree_v2(copy.allocated)
+        self.device.clear()
 
-    def _run(self, grid, block, dynamic_shared: int) -> None:
-        cuda = self.module.cuda
+    def confirm(
+        self, module: Module, grid, block, dynamic_shared: int, agreement: Agreement
+    ) -> None:
+        """Raises MismatchError where the tensors, which the emulator wrote, do not agree."""
+        self._run(module, grid, block, dynamic_shared)
+        for number, value in enumerate(self.args):
+            tensor = tensor_of(value)
+            wanted = agreement
+            if isinstance(agreement, dict):
+                wanted = agreement.get(number, True)
+            if tensor is not None and tensor.numel() and wanted:
+                self._compare(number, tensor, wanted)
+
+    def _run(self, module: Module, grid, block, dynamic_shared: int) -> None:
+        cuda = self.cuda
         texts = [self._parameter(*p) for p in zip(self.variables, self.args, strict=True)]
         held = [ctypes.create_string_buffer(text, max(len(text), 1)) for text in texts]
         pointers = (ctypes.c_void_p * max(len(held), 1))(*map(ctypes.addressof, held))
-        function = self.module.function(self.name, dynamic_shared)
+        function = module.function(self.name, dynamic_shared)
         check(
             cuda,
             cuda.cuLaunchKernel(function, *grid, *block, dynamic_shared, None, pointers, None),
@@ -168,9 +194,9 @@ class Twin:
             raise MismatchError(_difference(self.name, number, ours, theirs, different))
 
     def _download(self, ours: torch.Tensor) -> torch.Tensor:
-        storage, at = self.device[ours.untyped_storage().data_ptr()]
+        storage, _, at = self.device[ours.untyped_storage().data_ptr()]
         copy = torch.UntypedStorage(storage.nbytes())
-        cuda, size = self.module.cuda, ctypes.c_size_t(storage.nbytes())
+        cuda, size = self.cuda, ctypes.c_size_t(storage.nbytes())
         check(cuda, cuda.cuMemcpyDtoH_v2(ctypes.c_void_p(copy.data_ptr()), at, size))
         like = torch.empty(0, dtype=ours.dtype)
         return like.set_(copy, ours.storage_offset(), ours.shape, ours.stride())

@@ -16,8 +16,7 @@ SOURCE = Path(__file__).parent / "kernels" / "launchers.cu"
 
 
 def _load(path: Path) -> ctypes.CDLL:
-    runtime.load()
-    loaded = ctypes.CDLL(str(path))
+    loaded = runtime.open_library(path)
     loaded.name_of_error.restype = ctypes.c_char_p
     return loaded
 

@@ -58,7 +58,7 @@ def module(body, pointers=1, *, outside="", params="", target="sm_80"):
         for i in range(pointers)
     )
     return f"""
-.version 8.0
+.version 8.7
 .target {target}
 .address_size 64
 {outside}

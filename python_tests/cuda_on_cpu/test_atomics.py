@@ -31,7 +31,8 @@ def contended(operation, kind, start, values, space, seed=0):
     body += f"st.global.{kind} [x1], d;"
     old, cells = torch.zeros_like(values), torch.tensor(start, dtype=dtype)
     options = {"block": THREADS, "outside": SHARED, "seed": seed}
-    launch(body, values, old, cells, **options, on_gpu={1: False})  # the order is free
+    on_gpu = {1: False, 2: operation != "exch"}  # the order is free, and the last one exchanged
+    launch(body, values, old, cells, **options, on_gpu=on_gpu)
     return old, cells
 
 

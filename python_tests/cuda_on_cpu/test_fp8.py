@@ -34,12 +34,13 @@ def test_every_value_decodes(kind):
     bits = list(range(256))
     dtype, _ = TYPES[kind]
     want = torch.tensor(bits, dtype=torch.uint8).view(dtype).half()
-    got = run(f"cvt.rn.f16x2.{kind}x2 d, a;", "f16x2", ("b16", [b | (255 - b) << 8 for b in bits]))
+    pairs = [b | (255 - b) << 8 for b in bits]
+    got = run(f"cvt.rn.f16x2.{kind}x2 d, a;", "f16x2", ("b16", pairs), target="sm_90")
     for place, expect in ((0, want), (1, want.flip(0))):
         assert torch.equal(got[:, place].isnan(), expect.isnan())
         same = got[:, place].view(torch.int16) == expect.view(torch.int16)
         assert (same | expect.isnan()).all()
-    got = run(f"cvt.rn.relu.f16x2.{kind}x2 d, a;", "f16x2", ("b16", bits))
+    got = run(f"cvt.rn.relu.f16x2.{kind}x2 d, a;", "f16x2", ("b16", bits), target="sm_90")
     floats = want.float()
     expect = torch.where(floats <= 0, 0.0, floats)
     assert torch.equal(got[:, 0].float().nan_to_num(-1), expect.nan_to_num(-1))
@@ -53,7 +54,7 @@ def test_every_half_encodes(kind, relu):
     for first in range(0, 65536, 2048):
         pairs = halves[first : first + 2048].reshape(-1, 2)
         want = encoded(kind, pairs, relu)
-        got = run(code, "u16", ("f16x2", pairs))
+        got = run(code, "u16", ("f16x2", pairs), target="sm_90")
         assert got == [low | high << 8 for low, high in want]
 
 
@@ -71,7 +72,8 @@ def test_floats_encode(kind, relu):
     y = x.roll(7)
     code = f"cvt.rn.satfinite{'.relu' if relu else ''}.{kind}x2.f32 d, a, b;"
     want = zip(encoded(kind, x, relu), encoded(kind, y, relu), strict=True)
-    assert run(code, "u16", ("f32", x), ("f32", y)) == [high << 8 | low for high, low in want]
+    got = run(code, "u16", ("f32", x), ("f32", y), target="sm_90")
+    assert got == [high << 8 | low for high, low in want]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,9 @@ def test_satfinite_of_wider_types(kind, largest):
     x = torch.tensor([math.inf, -math.inf, 3.4028e38, -3.4028e38, 1.0, math.nan])
     mode = "rna" if kind == "tf32" else "rn"
     out = "f32" if kind == "tf32" else kind
-    got = run(f"cvt.{mode}.satfinite.{kind}.f32 d, a;", out, ("f32", x)).double()
+    code = f".reg .b{32 if out == 'f32' else 16} r; cvt.{mode}.satfinite.{kind}.f32 r, a;"
+    code += f"mov.b{32 if out == 'f32' else 16} d, r;"
+    got = run(code, out, ("f32", x), target="sm_90").double()
     assert got[:5].tolist() == [largest, -largest, largest, -largest, 1.0]
     assert got[5].isnan()
 

@@ -80,7 +80,8 @@ def test_float8(a_kind, b_kind, k, accumulator):
     ]
     d = np.zeros_like(parts[2])
     body = instruction(name, (registers, k // 8, k // 16, registers))
-    launch(body, *map(torch.from_numpy, [*parts, d]), target="sm_89")
+    on_gpu = {3: 2e-2}  # of sums of 8-bit floats hardware keeps fewer bits
+    launch(body, *map(torch.from_numpy, [*parts, d]), target="sm_89", on_gpu=on_gpu)
     want = (a.double() @ b.double()).numpy() + c.astype(np.float64)
     assert np.array_equal(scattered(d), want.astype(dtype))
 

@@ -21,8 +21,7 @@ SOURCE = Path(__file__).parent / "kernels" / "launchers_sm90.cu"
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    runtime.load()
-    return ctypes.CDLL(str(build_library([SOURCE], archs=("90a",))))
+    return runtime.open_library(build_library([SOURCE], archs=("90a",)))
 
 
 def call(name, *args, arch="sm_90", seed=0):

@@ -91,13 +91,14 @@ def test_matmul(sm, shape, tiles, dtype, seed):
     assert report.counts["tensor_flops"] == 2 * grid * block_m * block_n * padded_depth
 
 
-# Pointers' types, how close, and the PTX that it becomes.
+# Pointers' types, how close, how close a GPU comes, and the PTX that it becomes. Sums have 160
+# terms of about 16, of which an H100 keeps 13 bits where the operands have 8.
 WARPGROUP_TYPES = {
-    "fp8e4nv": (torch.float8_e4m3fn, 1e-5, "m64n64k32.f32.e4m3.e4m3"),
-    "fp8e5": (torch.float8_e5m2, 1e-5, "m64n64k32.f32.e5m2.e5m2"),
-    "fp32": (torch.float32, 2e-2, "m64n64k8.f32.tf32.tf32"),
-    "i8": (torch.int8, 0, "m64n64k32.s32.s8.s8"),
-    "bf16": (torch.bfloat16, 1e-5, "m64n64k16.f32.bf16.bf16"),
+    "fp8e4nv": (torch.float8_e4m3fn, 1e-5, 1.0, "m64n64k32.f32.e4m3.e4m3"),
+    "fp8e5": (torch.float8_e5m2, 1e-5, 1.0, "m64n64k32.f32.e5m2.e5m2"),
+    "fp32": (torch.float32, 2e-2, 1e-3, "m64n64k8.f32.tf32.tf32"),
+    "i8": (torch.int8, 0, True, "m64n64k32.s32.s8.s8"),
+    "bf16": (torch.bfloat16, 1e-5, 1e-3, "m64n64k16.f32.bf16.bf16"),
 }
 
 
@@ -106,7 +107,7 @@ WARPGROUP_TYPES = {
 )
 @pytest.mark.parametrize("short", WARPGROUP_TYPES)
 def test_warpgroup_matmul(short, block_m, num_warps, seed):
-    dtype, close, instruction = WARPGROUP_TYPES[short]
+    dtype, close, on_gpu, instruction = WARPGROUP_TYPES[short]
     rows, columns, depth = 144, 80, 160
     out = torch.int32 if short == "i8" else torch.float32
     signature = f"a:*{short} b:*{short} c:*{'i32' if short == 'i8' else 'fp32'} "
@@ -118,7 +119,8 @@ def test_warpgroup_matmul(short, block_m, num_warps, seed):
     a, b = ((4 * random(*s)).to(dtype) for s in ((rows, depth), (depth, columns)))
     c = torch.full((rows, columns), -1, dtype=out)
     grid = -(-rows // block_m) * -(-columns // 64)
-    launch(kernel, grid, Const(a), Const(b), c, rows, columns, depth, seed=seed)
+    sizes = (rows, columns, depth)
+    launch(kernel, grid, Const(a), Const(b), c, *sizes, seed=seed, on_gpu=on_gpu)
     torch.testing.assert_close(c, (a.double() @ b.double()).to(out), rtol=close, atol=16 * close)
 
 

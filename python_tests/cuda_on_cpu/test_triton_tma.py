@@ -72,14 +72,14 @@ def numbers(dtype, *shape):
     return torch.randint(-50, 50, shape, generator=generator).to(dtype)
 
 
-def run_device_add(ptx, built, dtype, seed):
+def run_device_add(ptx, built, dtype, seed, on_gpu=False):
     x, y = (numbers(dtype, 50, 80 + i)[:, :80].contiguous() for i in range(2))
     out = torch.zeros_like(x)
     blocks = -(-50 // 32), -(-80 // 64)
     memory = torch.zeros(blocks[0] * blocks[1] * built.metadata.global_scratch_size + 128)
     scratch = memory.view(torch.uint8)[-memory.data_ptr() % 128 :]
     args = Const(x), Const(y), out, 50, 80, scratch, None
-    report = emulate(ptx)[blocks, 128, built.metadata.shared](*args, seed=seed)
+    report = emulate(ptx)[blocks, 128, built.metadata.shared](*args, seed=seed, on_gpu=on_gpu)
     assert torch.equal(out, x + y)
     return report
 
@@ -88,7 +88,8 @@ def run_device_add(ptx, built, dtype, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_descriptors_that_the_kernel_makes(dtype, seed):
     built = device_add(TYPES[dtype], 32, 64)
-    report = run_device_add(built.asm["ptx"], built, dtype, seed)
+    scratch = {5: False}  # maps, whose bytes a GPU lays out otherwise
+    report = run_device_add(built.asm["ptx"], built, dtype, seed, on_gpu=scratch)
     assert report.warnings == []
     assert report.counts["bulk_copies"] == 4 * 3 * -(-64 * dtype.itemsize // 128)
 
@@ -143,7 +144,8 @@ def test_a_program_that_is_a_cluster(num_ctas, seed):
     out = torch.full_like(x, float("nan"))
     kernel = emulate(built.asm["ptx"])
     grid = 3 * num_ctas
-    report = kernel[grid, 128, built.metadata.shared](Const(x), out, 1000, None, None, seed=seed)
+    args = Const(x), out, 1000, None, None
+    report = kernel[grid, 128, built.metadata.shared](*args, seed=seed, on_gpu=1e-5)
     torch.testing.assert_close(out, x.softmax(1))
     assert report.warnings == []
 

@@ -70,7 +70,7 @@ def test_the_same_memory_by_two_names():
 
 def test_kinds_of_other_warnings():
     shared = "mov.u32 t0, buffer; ld.shared.u32 t1, [t0];"
-    assert kinds(launch(shared, zeros(), outside=BUFFER)) == ["uninitialised-shared"]
+    assert kinds(launch(shared, zeros(), outside=BUFFER, on_gpu=False)) == ["uninitialised-shared"]
     atomic = "mov.u32 t0, buffer; atom.shared.add.u32 t1, [t0], 1;"
     assert kinds(launch(atomic, zeros(), outside=BUFFER)) == ["uninitialised-shared"]
     shuffle = "setp.lt.u32 p0, tid, 16; @!p0 bra END; activemask.b32 t1;"

@@ -76,7 +76,8 @@ def test_base_offset(swizzle, base, shift):
     right(16, F16, {}, tile)
     if base % (swizzle // 16):
         case = make_case(16, F16, {}, tile)
-        assert not torch.equal(multiply(case, ptx=without_base_offset(case)), expected(case))
+        got = multiply(case, ptx=without_base_offset(case), defined=False)
+        assert not torch.equal(got, expected(case))
 
 
 def without_base_offset(case):
@@ -138,4 +139,4 @@ def test_a_wrong_descriptor_gives_wrong_results(change):
     memory = np.concatenate([case.arguments()[0], np.zeros(8192, np.uint8)])
     case.b = wrong.b
     case.arguments = lambda: [memory, *type(case).arguments(wrong)[1:]]
-    assert not torch.equal(multiply(case), expected(case))
+    assert not torch.equal(multiply(case, defined=False), expected(case))

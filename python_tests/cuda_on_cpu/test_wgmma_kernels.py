@@ -25,7 +25,7 @@ VARIANTS = [
 ]
 
 
-def run(ptx, variant, seed):
+def run(ptx, variant, seed, on_gpu=False):
     g = torch.Generator().manual_seed(1)
     dtype = DTYPES[variant.dtype]
     a, b = (torch.randn(shape, generator=g).to(dtype) for shape in ((ROWS, DEPTH), (DEPTH, 64)))
@@ -33,7 +33,8 @@ def run(ptx, variant, seed):
     stored_a = (a.T if variant.a_mn else a).contiguous()
     stored_b = (b if variant.b_mn else b.T).contiguous()
     kernel = emulate(ptx, variant.name)
-    report = kernel[1, 256, STAGES](Const(stored_a), Const(stored_b), c, ROWS, DEPTH, seed=seed)
+    args = Const(stored_a), Const(stored_b), c, ROWS, DEPTH
+    report = kernel[1, 256, STAGES](*args, seed=seed, on_gpu=on_gpu)
     assert report.warnings == []
     assert report.counts["tensor_flops"] == 2 * ROWS * 64 * DEPTH
     return c, (a.double() @ b.double()).float()
@@ -54,7 +55,7 @@ def ptx():
     ids=lambda x: getattr(x, "name", x),
 )
 def test_every_layout(variant, seed, ptx):
-    c, want = run(ptx, variant, seed)
+    c, want = run(ptx, variant, seed, on_gpu=1e-4)
     torch.testing.assert_close(c, want, rtol=1e-5, atol=1e-5)
 
 

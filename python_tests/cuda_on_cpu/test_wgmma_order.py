@@ -37,15 +37,18 @@ def kernel(*body):
     fragments = "\n".join(f"mov.b32 a{i}, {ONES};" for i in range(4))
     head = f"""
     .reg .b32 d<8>, e<8>, a<4>, at; .reg .b64 da, db; .shared .align 1024 .b8 s[8192];
-    shl.b32 at, tid, 4;
+    mov.u32 at, s;
+    cvt.u64.u32 x0, at;
+    shr.u64 x0, x0, 4;
+    add.s64 da, x0, {128 >> 4 << 32 | 1024 >> 4 << 16};
+    add.s64 db, da, {2048 >> 4};
+    mad.lo.u32 at, tid, 16, at;
     mov.b32 t0, {ONES};
     {{ .reg .pred p; setp.lt.u32 p, tid, 128;
     @p st.shared.v4.b32 [at], {{t0, t0, t0, t0}};
     @p st.shared.v4.b32 [at+2048], {{t0, t0, t0, t0}}; }}
     fence.proxy.async;
     bar.sync 0;
-    mov.b64 da, {128 >> 4 << 32 | 1024 >> 4 << 16};
-    mov.b64 db, {128 >> 4 << 32 | 1024 >> 4 << 16 | 2048 >> 4};
     {registers}
     {fragments}"""
     return module(head + "\n".join(body), target="sm_90a")
@@ -164,7 +167,7 @@ def test_operands_refilled_before_the_wait(refill):
     run(FENCE, mma(), COMMIT, wait(), *some)
 
 
-REFILL = "st.shared.b32 [2048], t0;"
+REFILL = "st.shared.b32 [s+2048], t0;"
 TWO_GROUPS = ["setp.ge.u32 p0, tid, 128;", "@p0 bra OTHER;", FENCE, mma(), COMMIT]
 
 

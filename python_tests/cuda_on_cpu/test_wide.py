@@ -36,7 +36,7 @@ def ptx():
 def test_exchange(ptx, seed):
     """Every pair comes out once, whole; the last stays."""
     cell, old = torch.tensor([-5, -6]), torch.zeros(128, 2, dtype=torch.int64)
-    emulate(ptx, "exchange")[2, 64](cell, old, seed=seed)
+    emulate(ptx, "exchange")[2, 64](cell, old, seed=seed, on_gpu=False)  # the order is free
     seen = sorted([tuple(pair) for pair in old.tolist()] + [tuple(cell.tolist())])
     assert seen == sorted([(-5, -6)] + [(i, ~i) for i in range(128)])
 
@@ -44,7 +44,7 @@ def test_exchange(ptx, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_compare_and_swap(ptx, seed):
     cell, old = torch.tensor([2**63 - 10, 7]), torch.zeros(48, 2, dtype=torch.int64)
-    emulate(ptx, "add")[1, 48](cell, old, seed=seed)
+    emulate(ptx, "add")[1, 48](cell, old, seed=seed, on_gpu={1: False})
     assert cell.tolist() == [2**63 - 10 + 48 - 2**64, 7 + 96]
     assert sorted(b for _, b in old.tolist()) == list(range(7, 103, 2))
 
@@ -52,7 +52,7 @@ def test_compare_and_swap(ptx, seed):
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_moves_loads_and_stores(space):
     """Through both halves, which are exchanged on the way."""
-    shared = ".shared .align 16 .b8 cells[512];\n mad.lo.u32 t0, tid, 16, 0;\n"
+    shared = ".shared .align 16 .b8 cells[512];\n mov.u32 t1, cells; mad.lo.u32 t0, tid, 16, t1;\n"
     through = (
         "st.shared.b128 [t0], q; ld.shared.b128 r, [t0];" if space == "shared" else "mov.b128 r, q;"
     )

@@ -24,8 +24,7 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) spread_bins(const int* valu
 }
 
 // Each block of a pair loads half of every tile for both; y gets the tile's sum per thread, from each block.
-extern "C" __global__ void __cluster_dims__(2, 1, 1)
-    shared_tiles(const int* x, int* y, int tiles) {
+extern "C" __global__ void __cluster_dims__(2, 1, 1) shared_tiles(const int* x, int* y, int tiles) {
   __shared__ alignas(128) int tile[2][256];
   __shared__ uint64_t full[2], empty[2];
   const cg::cluster_group cluster = cg::this_cluster();

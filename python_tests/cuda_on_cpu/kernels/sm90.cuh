@@ -35,11 +35,10 @@ __device__ inline void fence_proxy_async(Shared) { asm volatile("fence.proxy.asy
 
 __device__ inline bool mbarrier_try_wait_parity(uint64_t* bar, unsigned parity) {
   unsigned done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(shared_address(bar)), "r"(parity)
-      : "memory");
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(shared_address(bar)), "r"(parity)
+               : "memory");
   return done;
 }
 
@@ -84,8 +83,8 @@ __device__ inline void cp_async_bulk_tensor(Global, Shared, const void* map, con
 __device__ inline void cp_async_bulk(Cluster, Global, void* to, const void* from, unsigned bytes, uint64_t* bar,
                                      uint16_t blocks) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
-          "r"(shared_address(to)),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(bar)), "h"(blocks)
       : "memory");
 }

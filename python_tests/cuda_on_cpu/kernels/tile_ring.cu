@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(kConsumers + 32)
       (&s.out[0][0])[i] = 3 * (&s.in[k][0][0])[i] + 1;
     }
     ptx::mbarrier_arrive(&empty[k]);
-    ptx::fence_proxy_async(ptx::space_shared);  // the store may see the tile
+    ptx::fence_proxy_async(ptx::space_shared);      // the store may see the tile
     asm volatile("bar.sync 1, 128;" ::: "memory");  // all have written
     if (thread == 0) {
       const int at[2] = {column, t * kRows};

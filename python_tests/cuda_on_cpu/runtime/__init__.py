@@ -1,5 +1,6 @@
 """Compiled CUDA launchers, with their real ``<<<>>>``, on CPU tensors: a stand-in for libcudart."""
 
+from .libraries import open_library
 from .memory import device_memory, raising_problems
 from .record import LaunchRecord, Options, Record, emulation, recording
 from .standin import library_path, load
@@ -12,6 +13,7 @@ __all__ = [
     "emulation",
     "library_path",
     "load",
+    "open_library",
     "raising_problems",
     "recording",
 ]

@@ -6,8 +6,9 @@ import ctypes
 import functools
 import re
 
-from ..emulate import Kernel, Loaded
+from ..emulate import Kernel
 from ..errors import BadLaunch, Unsupported
+from ..loaded import Loaded
 from ..parse import parse
 from ..structs import Buffer
 from .images import choose
@@ -178,6 +179,7 @@ def run_kernel(
         buffers=buffers,
         cluster=cluster,
         cooperative=cooperative,
+        on_gpu=False,
     )
     shape = (grid, block, cluster or (1, 1, 1), dynamic_shared, cooperative)
     name = short_name(kernel.name)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..arguments import Const
 from .build_extension import ROOT, build_operators, build_torch_memory
+from .libraries import open_library
 from .memory import device_memory
-from .standin import load
 
 LIBRARY = "capmoe_emulated"
 KERNELS = ROOT / "csrc" / "cuda"
@@ -38,12 +36,6 @@ def define(schema: torch.FunctionSchema, library: str) -> None:
     torch.library.define(f"{library}::{name}", str(schema)[len(schema.name) :])
 
 
-def load_library(path: Path) -> None:
-    """Loads operators; their symbols are found in their own libraries before any other's."""
-    load()
-    ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
-
-
 @functools.cache
 def load_operators() -> None:
     """Builds ``torch.ops.capmoe_emulated`` where a source has changed, and loads it."""
@@ -51,13 +43,12 @@ def load_operators() -> None:
 
     for name in OPS:
         define(getattr(torch.ops.capmoe, name).default._schema, LIBRARY)
-    load_library(build_operators(sorted(KERNELS.glob("*.cu")), [BINDING], LIBRARY))
+    open_library(build_operators(sorted(KERNELS.glob("*.cu")), [BINDING], LIBRARY))
 
 
 @functools.cache
 def _watcher() -> ctypes.CDLL:
-    load()
-    return ctypes.CDLL(str(build_torch_memory()))
+    return open_library(build_torch_memory())
 
 
 @contextlib.contextmanager

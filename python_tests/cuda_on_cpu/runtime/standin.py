@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 from .. import errors
@@ -128,7 +129,7 @@ _host = Host(
 @functools.cache
 def load() -> ctypes.CDLL:
     """The library, compiled where its sources have changed."""
-    library = ctypes.CDLL(str(cudart()))
+    library = ctypes.CDLL(str(cudart()), mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
     library.standin_buffers.restype = ctypes.c_uint64
     library.standin_add_tensor.argtypes = (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int)
     library.standin_drop_tensor.argtypes = (ctypes.c_uint64,)

@@ -1,0 +1,247 @@
+"""Launches of the grouped MLP's CUDA kernels, tile by tile, in the emulator."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from capmoe_kernels.reference import grouped_mlp
+from cases import normal
+from checks import assert_close_to_truth
+from cuda_on_cpu import Const, compile_cuda, emulate
+
+SOURCES = Path(__file__).parent.parent / "csrc" / "cuda"
+NAMES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
+GATINGS = ["none", "concat", "interleaved"]
+ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "swigluoai", "relu", "relu2"]
+
+SOURCE = """
+#include "{header}"  // {digest}
+namespace cuda = capmoe::cuda;
+using T = {dtype};
+using Tile = cuda::{tile};
+template __global__ void capmoe::cuda::{kernel}(
+    const T*, const int32_t*, const T*, const T*, const int32_t*, const int32_t*, T*, int, int, int,
+    cuda::Gating, int, bool);
+extern "C" __global__ void sizes(int experts, int* out) {{
+  out[0] = Tile::kThreads;
+  out[1] = Tile::kFixedBytes + cuda::Pieces::bytes(experts, Tile::kWarps);
+  out[2] = Tile::kRows;
+  out[3] = Tile::kWeights;
+  out[4] = Tile::kDepth;
+}}
+"""
+
+
+@functools.cache
+def compiled(dtype, tile):
+    """(the kernel, the one that tells the tile's sizes)"""
+    headers = sorted([*SOURCES.glob("*.cuh"), SOURCES.parent / "options.h"])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()
+    if tile == "Warpgroup":
+        names = ("grouped_gemm_sm90.cuh", "WarpgroupTile<T>", "grouped_gemm_sm90_kernel<T, Tile>")
+    else:
+        aligned = "false" if tile == "Unaligned" else "true"
+        names = (
+            "grouped_gemm.cuh",
+            f"Tiles<T>::{tile}",
+            f"grouped_gemm_kernel<T, Tile, {aligned}>",
+        )
+    header, tile_type, kernel = names
+    source = SOURCE.format(
+        header=header, digest=digest, dtype=NAMES[dtype], tile=tile_type, kernel=kernel
+    )
+    arch = "sm_90a" if tile == "Warpgroup" else "sm_80"
+    ptx = compile_cuda(source, arch=arch, flags=(f"-I{SOURCES}",))
+    name = re.search(r"\.entry (\w*grouped_gemm\w*)", ptx)[1]
+    return emulate(ptx, name), emulate(ptx, "sizes")
+
+
+@dataclass
+class Shape:
+    """What a tile is made of, and what a block of it needs."""
+
+    threads: int
+    shared: int
+    rows: int
+    weights: int
+    depth: int
+
+
+def shape_of(dtype, tile, experts):
+    out = torch.zeros(5, dtype=torch.int32)
+    compiled(dtype, tile)[1][1, 1](experts, out)
+    return Shape(*out.tolist())
+
+
+@dataclass
+class Groups:
+    """Experts' places in the packed buffer: whole numbers of `alignment` rows."""
+
+    offsets: torch.Tensor
+    counts: torch.Tensor
+
+    @classmethod
+    def of(cls, counts, alignment=1):
+        padded = torch.tensor([-(-n // alignment) * alignment for n in counts])
+        offsets = torch.nn.functional.pad(padded.cumsum(0), (1, 0)).int()
+        return cls(offsets, torch.tensor(counts, dtype=torch.int32))
+
+    def rows(self):
+        return int(self.offsets[-1])
+
+    def live(self):
+        mask = torch.zeros(self.rows(), dtype=torch.bool)
+        for start, count in zip(self.offsets.tolist(), self.counts.tolist(), strict=False):
+            mask[start : start + count] = True
+        return mask
+
+
+def run_gemm(
+    tile, x, weights, bias, groups, row_tokens=None, gating="none", activation=-1, grid=3, seed=0
+):
+    """One launch. -> (out, NaN where nothing was written; the report)"""
+    dtype, experts = x.dtype, len(groups.counts)
+    columns = weights.shape[1] // (1 if gating == "none" else 2)
+    out = torch.full((groups.rows(), columns), float("nan"), dtype=dtype)
+    shape = shape_of(dtype, tile, experts)
+    report = compiled(dtype, tile)[0][grid, shape.threads, shape.shared](
+        Const(x),
+        None if row_tokens is None else Const(row_tokens),
+        Const(weights),
+        None if bias is None else Const(bias),
+        Const(groups.offsets),
+        Const(groups.counts),
+        out,
+        experts,
+        weights.shape[2],
+        columns,
+        GATINGS.index(gating),
+        activation,
+        int(gating == "none"),  # early: asks for weights in advance
+        seed=seed,
+        on_gpu={6: max(4 * torch.finfo(dtype).eps, 1e-5)},
+    )
+    assert report.warnings == []
+    return out, report
+
+
+@dataclass
+class Layer:
+    """Experts and their rows."""
+
+    x: torch.Tensor
+    row_tokens: torch.Tensor | None
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+    groups: Groups
+    activation: str
+    gating: str
+
+    @classmethod
+    def make(
+        cls,
+        dtype,
+        counts,
+        hidden,
+        inner,
+        activation="silu",
+        gating="concat",
+        bias=False,
+        gather=False,
+    ):
+        """Seven tokens where ``gather``. Rows of no expert are NaN, or ask for token -1."""
+        groups = Groups.of(counts, alignment=4)
+        experts, width = len(counts), inner * (1 if gating == "none" else 2)
+        if gather:
+            x = normal((7, hidden), dtype)
+            row_tokens = (torch.arange(groups.rows(), dtype=torch.int32) * 5 + 2) % 7
+            row_tokens[~groups.live()] = -1
+        else:
+            x, row_tokens = normal((groups.rows(), hidden), dtype), None
+            x[~groups.live()] = float("nan")
+        return cls(
+            x,
+            row_tokens,
+            normal((experts, width, hidden), dtype, scale=hidden**-0.5),
+            normal((experts, width), dtype) if bias else None,
+            normal((experts, hidden, inner), dtype, scale=inner**-0.5),
+            normal((experts, hidden), dtype) if bias else None,
+            groups,
+            activation,
+            gating,
+        )
+
+    def run(self, tile, **options):
+        """-> (hidden rows, output, both launches' reports)"""
+        kind = ACTIVATIONS.index(self.activation)
+        hidden, up = run_gemm(
+            tile,
+            self.x,
+            self.gate_up,
+            self.gate_up_bias,
+            self.groups,
+            self.row_tokens,
+            self.gating,
+            kind,
+            **options,
+        )
+        y, down = run_gemm(tile, hidden, self.down, self.down_bias, self.groups, **options)
+        return hidden, y, [up, down]
+
+    def reference(self, dtype):
+        """capmoe_kernels.reference in ``dtype``."""
+
+        def cast(tensor):
+            return None if tensor is None else tensor.to(dtype)
+
+        return grouped_mlp(
+            cast(self.x),
+            cast(self.gate_up),
+            cast(self.down),
+            cast(self.gate_up_bias),
+            cast(self.down_bias),
+            self.groups.offsets,
+            self.groups.counts,
+            self.row_tokens,
+            self.activation + ("_no_mul" if self.gating == "none" else ""),
+            self.gating,
+        )
+
+    def check(self, tile, **options):
+        """Live rows are right, others untouched. -> run()"""
+        hidden, y, reports = self.run(tile, **options)
+        live = self.groups.live()
+        assert hidden[~live].isnan().all()
+        assert y[~live].isnan().all()
+        truth, same = self.reference(torch.float64), self.reference(self.x.dtype)
+        assert_close_to_truth(y[live], truth[live], same[live])
+        return hidden, y, reports
+
+
+# "Warpgroup" is for sm_90a and 16-bit elements, the others for sm_80.
+TILES = ["Few", "Some", "Many", "Warpgroup", "Unaligned"]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EVERY = [
+    pytest.param(tile, dtype, id=f"{tile}-{NAMES[dtype].strip('_')}")
+    for tile in TILES
+    for dtype in DTYPES
+    if (tile, dtype) != ("Warpgroup", torch.float32)
+]
+every_tile = pytest.mark.parametrize(("tile", "dtype"), EVERY)
+SAMPLE_COUNTS = {
+    "Few": [3, 0, 20, 0, 1, 16],
+    "Some": [3, 0, 67, 0, 1, 32],
+    "Many": [5, 0, 130, 0],
+    "Warpgroup": [5, 0, 130, 0],
+    "Unaligned": [3, 0, 67, 0],
+}
