@@ -159,7 +159,8 @@ def test_one_tile_may_be_stored_many_times():
 
 def test_a_wait_for_the_read_says_nothing_of_memory():
     out, back = zeros(128), zeros(1)
-    run(READY + STORE + BACK, data(), out, back, seed=0)
+    # When the bytes appear is hardware's to choose; at seed 0 it is late.
+    run(READY + STORE + BACK, data(), out, back, seed=0, on_gpu={2: False})
     assert back.item() == 0
     assert torch.equal(out, FILLED)  # in the end it is there
 
@@ -170,7 +171,8 @@ def test_the_youngest_groups_may_stay_under_way():
     two = "cp.async.bulk.commit_group;".join([each.format(0), each.format(256), ""])
     look = "@p0 ld.global.u32 t2, [g1]; @p0 ld.global.u32 t3, [g1+256];"
     look += "@p0 st.global.v2.u32 [g2], {t2, t3}; cp.async.bulk.wait_group 0;"
-    run(READY + two + "cp.async.bulk.wait_group 1;" + look, data(), out, back)
+    code = READY + two + "cp.async.bulk.wait_group 1;" + look
+    run(code, data(), out, back, on_gpu={2: False})
     assert back.tolist() == [1, 0]
     assert torch.equal(out, FILLED)
 
