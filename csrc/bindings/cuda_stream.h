@@ -9,7 +9,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
-// Before 2.13 the stable ABI's stream has no native handle. TORCH_VERSION_2_13_0 is not defined there.
+// Before 2.13 the stable ABI's stream has no native handle. The package asks for 2.13; built by hand it runs with 2.11,
+// as on the machine of docs/gpu.md. TORCH_VERSION_2_13_0 is not defined there.
 #define CAPMOE_TORCH_2_13 0x020d000000000000
 #if !defined(CAPMOE_EMULATED) && TORCH_FEATURE_VERSION < CAPMOE_TORCH_2_13
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);

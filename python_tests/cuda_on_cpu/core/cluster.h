@@ -13,14 +13,11 @@ namespace emu {
 constexpr int kRankShift = 24;
 constexpr uint32_t kClusterBarrier = ~0u;  // in Warp::wait_for
 
-// Up to which of their clocks the warps of a cluster (and behind them the mbarriers, for the copies that they count)
-// are known, and whose writes the async proxy sees.
-struct Known {
-  std::vector<uint32_t> clock, fenced;
-};
-
 // What a release publishes and an acquire takes over.
-struct Published : Known {
+struct Published {
+  // Up to which of their clocks the warps of a cluster (and behind them the mbarriers, for the copies that they count)
+  // are known, and whose writes the async proxy sees.
+  std::vector<uint32_t> clock, fenced;
   std::map<int, std::array<uint32_t, kLanes>> lanes;  // by warp: up to which of their epochs its lanes are known
   Order order;
 };
