@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 import shutil
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference
-from cuda_on_cpu import Const, compile_cuda, emulate
+from cuda_on_cpu import Const, emulate
+from cuda_sources import compiled, folder, per_sources
 
 if shutil.which("nvcc") is None:
     pytest.skip("nvcc is not on PATH", allow_module_level=True)
 
-CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 DTYPES = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: "6__half"}
 # Lanes of a row and experts of a lane, by the number of experts they hold: with_gate_layout().
 LAYOUTS = {8: (1, 8), 16: (2, 8), 32: (4, 8), 64: (8, 8), 128: (16, 8), 256: (32, 8), 512: (32, 16)}
 UNWRITTEN = 0x5A5A5A5A
 
 
-@functools.cache
+@per_sources
 def entries(name: str) -> dict[str, str]:
     """PTX of a file's kernels by mangled name, each a module of its own: quick to load."""
-    headers = b"".join(path.read_bytes() for path in sorted(CUDA.glob("*.*h")))
-    stamp = hashlib.sha256(headers).hexdigest()[:12]
-    ptx = compile_cuda(CUDA / name, flags=(f"-DCAPMOE_HEADERS=0x{stamp}",))
+    ptx = compiled(folder() / name)
     shared, *kernels = re.split(r"(?m)^(?=(?:\.visible )?\.entry )", ptx)
     files = "".join(re.findall(r"(?m)^\s*\.file.*\n", kernels[-1]))
     kernels[-1] = re.split(r"(?m)^\s*\.file", kernels[-1])[0]
     return {re.search(r"entry (\w+)", one)[1]: shared + one + files for one in kernels}
 
 
-@functools.cache
+@per_sources
 def kernel(name: str, *marks: str):
     """The only kernel of the file whose mangled name has all these parts."""
     found = [one for one in entries(name) if all(mark in one for mark in marks)]

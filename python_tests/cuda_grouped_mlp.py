@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +11,15 @@ import torch
 from capmoe_kernels.reference import grouped_mlp
 from cases import normal
 from checks import assert_close_to_truth
-from cuda_on_cpu import Const, compile_cuda, emulate
+from cuda_on_cpu import Const, emulate
+from cuda_sources import compiled, per_sources
 
-SOURCES = Path(__file__).parent.parent / "csrc" / "cuda"
 NAMES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 GATINGS = ["none", "concat", "interleaved"]
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "swigluoai", "relu", "relu2"]
 
 SOURCE = """
-#include "{header}"  // {digest}
+#include "{header}"
 namespace cuda = capmoe::cuda;
 using T = {dtype};
 using Tile = cuda::{tile};
@@ -39,11 +36,9 @@ extern "C" __global__ void sizes(int experts, int* out) {{
 """
 
 
-@functools.cache
-def compiled(dtype, tile):
+@per_sources
+def kernels(dtype, tile):
     """(the kernel, the one that tells the tile's sizes)"""
-    headers = sorted([*SOURCES.glob("*.cuh"), SOURCES.parent / "options.h"])
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()
     if tile == "Warpgroup":
         names = ("grouped_gemm_sm90.cuh", "WarpgroupTile<T>", "grouped_gemm_sm90_kernel<T, Tile>")
     else:
@@ -54,11 +49,8 @@ def compiled(dtype, tile):
             f"grouped_gemm_kernel<T, Tile, {aligned}>",
         )
     header, tile_type, kernel = names
-    source = SOURCE.format(
-        header=header, digest=digest, dtype=NAMES[dtype], tile=tile_type, kernel=kernel
-    )
-    arch = "sm_90a" if tile == "Warpgroup" else "sm_80"
-    ptx = compile_cuda(source, arch=arch, flags=(f"-I{SOURCES}",))
+    source = SOURCE.format(header=header, dtype=NAMES[dtype], tile=tile_type, kernel=kernel)
+    ptx = compiled(source, "sm_90a" if tile == "Warpgroup" else "sm_80")
     name = re.search(r"\.entry (\w*grouped_gemm\w*)", ptx)[1]
     return emulate(ptx, name), emulate(ptx, "sizes")
 
@@ -76,7 +68,7 @@ class Shape:
 
 def shape_of(dtype, tile, experts):
     out = torch.zeros(5, dtype=torch.int32)
-    compiled(dtype, tile)[1][1, 1](experts, out)
+    kernels(dtype, tile)[1][1, 1](experts, out)
     return Shape(*out.tolist())
 
 
@@ -111,7 +103,7 @@ def run_gemm(
     columns = weights.shape[1] // (1 if gating == "none" else 2)
     out = torch.full((groups.rows(), columns), float("nan"), dtype=dtype)
     shape = shape_of(dtype, tile, experts)
-    report = compiled(dtype, tile)[0][grid, shape.threads, shape.shared](
+    report = kernels(dtype, tile)[0][grid, shape.threads, shape.shared](
         Const(x),
         None if row_tokens is None else Const(row_tokens),
         Const(weights),

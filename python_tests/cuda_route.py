@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 
 import torch
 
 from cuda_on_cpu import Const, emulate
-from cuda_select import OUT, SELECTION, Asked, compiled, constant, poisoned
+from cuda_select import OUT, SELECTION, Asked, constant, poisoned, with_headers
+from cuda_sources import per_sources
 
 LAYOUTS = {8: (1, 8), 64: (8, 8)}  # of the gate, by the experts that they hold
 
@@ -55,14 +55,15 @@ extern "C" __global__ void gate_{experts}_{by_score}(
 """
 
 
-@functools.cache
+@per_sources
 def kernel(name: str):
-    entries = PLAN
-    for experts, (lanes, each) in LAYOUTS.items():
-        for by_score in ("false", "true"):
-            place = {"experts": experts, "lanes": lanes, "each": each, "by_score": by_score}
-            entries += ROUTE.format(**place, out=OUT, selection=SELECTION)
-    return emulate(compiled(("route.cuh",), entries), name)
+    if name == "plan":
+        return emulate(with_headers(("route.cuh",), PLAN), name)
+    _, experts, by_score = name.split("_")
+    lanes, each = LAYOUTS[int(experts)]
+    place = {"experts": experts, "lanes": lanes, "each": each, "by_score": by_score}
+    entry = ROUTE.format(**place, out=OUT, selection=SELECTION)
+    return emulate(with_headers(("route.cuh",), entry), name)
 
 
 class Gate(ctypes.Structure):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -15,9 +12,9 @@ import capmoe_kernels as cm
 from capmoe_kernels import reference
 from capmoe_kernels.bounds import select_rows
 from checks import same_bits
-from cuda_on_cpu import Const, compile_cuda, emulate
+from cuda_on_cpu import Const, emulate
+from cuda_sources import compiled, folder, per_sources
 
-SOURCES = Path(__file__).parent.parent / "csrc" / "cuda"
 COUNTERS = 4
 # Of a block of select, by the warps that decide a budget together. 0: blocks that need no barrier.
 THREADS = {1: 256, 4: 128, 16: 512, 0: 256}
@@ -57,32 +54,25 @@ BODIES = {
 }
 
 
-def compiled(headers: tuple[str, ...], entries: str) -> str:
-    """PTX of entries that include headers of csrc/cuda; a changed source is compiled again."""
-    files = [SOURCES.parent / "options.h", *sorted(SOURCES.glob("*.*h")), SOURCES / "mark.cu"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    text = f"// {digest}\n" + "".join(f'#include "{name}"\n' for name in headers)
-    return compile_cuda(text + "using namespace capmoe::cuda;\n" + entries, flags=(f"-I{SOURCES}",))
+def with_headers(headers: tuple[str, ...], entries: str) -> str:
+    """PTX of entries that use headers of csrc/cuda."""
+    text = "".join(f'#include "{name}"\n' for name in headers)
+    return compiled(text + "using namespace capmoe::cuda;\n" + entries)
 
 
-@functools.cache
-def module() -> str:
-    entries = ""
-    for id_type in ("int32_t", "int64_t"):
-        for warps, threads in THREADS.items():
-            place = {"id": id_type, "warps": warps, "threads": threads, "body": BODIES[warps]}
-            entries += SELECT.format(**place, out=OUT, selection=SELECTION)
-    return compiled(("mark.cu", "select_apart.cuh", "select_kernel.cuh"), entries)
+@per_sources
+def select_kernel(id_type: str, warps: int):
+    place = {"id": id_type, "warps": warps, "threads": THREADS[warps], "body": BODIES[warps]}
+    entry = SELECT.format(**place, out=OUT, selection=SELECTION)
+    ptx = with_headers(("select_apart.cuh", "select_kernel.cuh"), entry)
+    return emulate(ptx, f"select_{id_type}_{warps}")
 
 
-@functools.cache
-def kernel(name: str):
-    return emulate(module(), name)
-
-
+@per_sources
 def mark_kernel(id_type: str):
+    ptx = compiled(folder() / "mark.cu")
     mangled = {"int32_t": "IiE", "int64_t": "IlE"}[id_type]
-    return kernel(re.search(rf"\.entry (\w+mark_kernel{mangled}\w+)", module())[1])
+    return emulate(ptx, re.search(rf"\.entry (\w+mark_kernel{mangled}\w+)", ptx)[1])
 
 
 class Bound(ctypes.Structure):
@@ -192,7 +182,7 @@ class Asked:
         if warps == 0:
             blocks, shared = -(-tokens // 128), shared + 36 * self.num_experts
         grid = (blocks if tokens else 1, THREADS[warps], shared)
-        launch = kernel(f"select_{id_type}_{warps}")[grid]
+        launch = select_kernel(id_type, warps)[grid]
         report = launch(
             *(Const(self.ids), Const(self.weights), Const(self.scores)),
             *(constant(self.token_mask), constant(self.token_priority), bytes(self.config())),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,21 +11,22 @@ import torch
 from capmoe_kernels import reference
 from cases import generator, normal
 from checks import assert_close_to_truth, same_bits
-from cuda_on_cpu import Const, compile_cuda, emulate
+from cuda_on_cpu import Const, emulate
+from cuda_sources import compiled, folder, per_sources
 
 if shutil.which("nvcc") is None:
     pytest.skip("nvcc is not on PATH", allow_module_level=True)
 
-CUDA = Path(__file__).parent.parent / "csrc" / "cuda"
 WARP, ROWS_PER_BLOCK, THREADS = 32, 8, 256
 FLOATS = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: "6__half"}
 WORDS = {16: "5uint4", 8: "5uint2", 4: "j", 2: "t", 1: "h"}
 DTYPES = list(FLOATS)
 
 
+@per_sources
 def instance(op: str, arguments: str):
     """The kernel of csrc/cuda/<op>.cu with these template arguments, as mangled."""
-    ptx = compile_cuda(CUDA / f"{op}.cu", arch="sm_80")
+    ptx = compiled(folder() / f"{op}.cu")
     names = re.findall(rf"\.entry (\w+{op}_kernelI{arguments}E\w+)\(", ptx)
     assert len(names) == 1, names
     return emulate(ptx, names[0])
