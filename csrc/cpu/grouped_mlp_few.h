@@ -62,14 +62,14 @@ __attribute__((always_inline)) inline void load_columns(const W* const* rows, in
   }
 }
 
-// sums [token][row] of kCount tokens. `next`: from these columns to the ones that follow.
+// sum += columns [0, k) of kRows rows times kCount tokens. `next`: from these columns to the ones that follow.
 template <int kRows, int kCount, class W>
-void multiply_columns(const W* const rows[kRows], int64_t next, const float* x, int64_t k, float* sums) {
+__attribute__((always_inline)) inline void add_columns(const W* const rows[kRows], int64_t begin, int64_t end,
+                                                       int64_t k, int64_t next, const float* x, __m512 sum[kCount]) {
   constexpr int64_t kAhead = 512 / sizeof(W), kLine = 64 / sizeof(W);
   constexpr int kColumns = sizeof(W) == 2 ? 8 : 4;
-  __m512 sum[kCount] = {};
-  int64_t i = 0;
-  for (; i + kColumns <= k; i += kColumns) {
+  int64_t i = begin;
+  for (; i + kColumns <= end; i += kColumns) {
     if (i % kLine == 0) {  // the hardware's own prefetch loses so many rows' pages
       const int64_t ahead = i + kAhead < k ? i + kAhead : next + i + kAhead - k;
 #pragma GCC unroll 16
@@ -81,59 +81,89 @@ void multiply_columns(const W* const rows[kRows], int64_t next, const float* x, 
     for (int j = 0; j < kColumns; ++j) {
 #pragma GCC unroll 8
       for (int t = 0; t < kCount; ++t) {
-        sum[t] = _mm512_fmadd_ps(columns[j], _mm512_set1_ps(x[(i + j) * kGroup + t]), sum[t]);
+        sum[t] = _mm512_fmadd_ps(columns[j], _mm512_set1_ps(x[(i + j) * kCount + t]), sum[t]);
       }
     }
   }
-  for (; i < k; ++i) {
+  for (; i < end; ++i) {
     alignas(64) float column[16] = {};
     for (int r = 0; r < kRows; ++r) column[r] = to_float(rows[r][i]);
 #pragma GCC unroll 8
     for (int t = 0; t < kCount; ++t) {
-      sum[t] = _mm512_fmadd_ps(_mm512_load_ps(column), _mm512_set1_ps(x[i * kGroup + t]), sum[t]);
+      sum[t] = _mm512_fmadd_ps(_mm512_load_ps(column), _mm512_set1_ps(x[i * kCount + t]), sum[t]);
     }
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < kCount; ++t) _mm512_storeu_ps(sums + 16 * t, sum[t]);
 }
 
-// multiply_block for up to kFewTokens tokens; the sums of lanes without a token are zeros.
-template <int kHalf, int kTokens, class W>
-void multiply_few(int64_t tokens, const W* a, const W* b, int64_t stride, int64_t next, int64_t half, const float* x,
-                  int64_t k, float* sums_a, float* sums_b, bool accumulate) {
-  constexpr int kRows = 2 * kHalf;
-  static_assert(kRows == 12 || kRows == 16);
-  const W* rows[kRows];
+// panel [k, lanes]: columns of the rows, zeros where null.
+template <class T>
+void pack_few(const T* const rows[kGroup], int64_t lanes, int64_t k, float* panel) {
+  if (lanes == 1) return to_floats(rows[0], panel, k);
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t t = 0; t < lanes; ++t) panel[i * lanes + t] = rows[t] ? to_float(rows[t][i]) : 0.0f;
+  }
+}
+
+// Where the sums of one token are: of the first half's rows, and of the second's, which may share one with the first.
+struct FewSums {
+  float* at;
+  int64_t half, first_b;
+
+  __mmask16 lanes() const { return static_cast<__mmask16>((1 << half) - 1); }
+
+  template <int kHalf>
+  __m512 load() const {
+    const __m512 a = _mm512_maskz_loadu_ps(lanes(), at);
+    return _mm512_mask_loadu_ps(a, static_cast<__mmask16>(lanes() << kHalf), at + first_b - kHalf);
+  }
+
+  template <int kHalf>
+  void store(__m512 sum) const {
+    _mm512_mask_storeu_ps(at, lanes(), sum);
+    _mm512_mask_storeu_ps(at + first_b - kHalf, static_cast<__mmask16>(lanes() << kHalf), sum);
+  }
+};
+
+// sums [token][row] of kCount tokens, of which `tokens` are there: sums of kSumK columns, added one after the other.
+template <int kHalf, int kCount, int64_t kSumK, class W>
+void multiply_columns(const W* const rows[2 * kHalf], int64_t next, int64_t tokens, const float* x, int64_t k,
+                      FewSums sums, bool accumulate) {
+  __m512 total[kCount] = {};
+#pragma GCC unroll 8
+  for (int t = 0; t < kCount; ++t) {
+    if (accumulate && t < tokens) total[t] = FewSums{sums.at + t * kGroup, sums.half, sums.first_b}.load<kHalf>();
+  }
+  for (int64_t begin = 0; begin < k; begin += kSumK) {
+    __m512 sum[kCount] = {};
+    add_columns<2 * kHalf, kCount>(rows, begin, std::min(begin + kSumK, k), k, next, x, sum);
+#pragma GCC unroll 8
+    for (int t = 0; t < kCount; ++t) total[t] = accumulate || begin > 0 ? _mm512_add_ps(sum[t], total[t]) : sum[t];
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kCount; ++t) {
+    if (t < tokens) FewSums{sums.at + t * kGroup, sums.half, sums.first_b}.store<kHalf>(total[t]);
+  }
+}
+
+// multiply_block for up to kFewTokens tokens and any number of sums of kSumK columns. The sums lie otherwise:
+// [token, row], kGroup apart.
+template <int kHalf, int64_t kSumK, class W>
+void multiply_few(int64_t tokens, const W* a, const W* b, int64_t stride, int64_t next, const float* x, int64_t k,
+                  FewSums sums, bool accumulate) {
+  static_assert(2 * kHalf == 12 || 2 * kHalf == 16);
+  const W* rows[2 * kHalf];
   for (int64_t i = 0; i < kHalf; ++i) {  // where half < kHalf, the last row again
-    rows[i] = a + std::min(i, half - 1) * stride;
-    rows[i + kHalf] = b + std::min(i, half - 1) * stride;
+    rows[i] = a + std::min(i, sums.half - 1) * stride;
+    rows[i + kHalf] = b + std::min(i, sums.half - 1) * stride;
   }
-  alignas(64) float block[kFewTokens][16];
   if (tokens == 1) {
-    multiply_columns<kRows, 1>(rows, next, x, k, block[0]);
+    multiply_columns<kHalf, 1, kSumK>(rows, next, tokens, x, k, sums, accumulate);
   } else if (tokens == 2) {
-    multiply_columns<kRows, 2>(rows, next, x, k, block[0]);
+    multiply_columns<kHalf, 2, kSumK>(rows, next, tokens, x, k, sums, accumulate);
   } else if (tokens <= 4) {
-    multiply_columns<kRows, 4>(rows, next, x, k, block[0]);
+    multiply_columns<kHalf, 4, kSumK>(rows, next, tokens, x, k, sums, accumulate);
   } else {
-    multiply_columns<kRows, 8>(rows, next, x, k, block[0]);
-  }
-  // The halves may share a row: read both before writing either.
-  for (int64_t t = 0; t < tokens && accumulate; ++t) {
-    for (int64_t i = 0; i < half; ++i) {
-      block[t][i] += sums_a[i * kTokens + t];
-      block[t][i + kHalf] += sums_b[i * kTokens + t];
-    }
-  }
-  for (int64_t i = 0; i < half && !accumulate; ++i) {
-    std::fill_n(sums_a + i * kTokens, kGroup, 0.0f);
-    std::fill_n(sums_b + i * kTokens, kGroup, 0.0f);
-  }
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t i = 0; i < half; ++i) {
-      sums_a[i * kTokens + t] = block[t][i];
-      sums_b[i * kTokens + t] = block[t][i + kHalf];
-    }
+    multiply_columns<kHalf, 8, kSumK>(rows, next, tokens, x, k, sums, accumulate);
   }
 }
 

@@ -9,13 +9,16 @@
 // with; Panel, what the tokens are packed to; kHalf, kGroups, the block: two halves of kHalf weight rows by kGroups
 // groups of tokens; kPair, how many neighbours in k lie together; kStep, what k is padded to; kBlockK, kPanelBytes,
 // the cache block; kChunk and chunk(tokens), how many blocks of weights share a tile of tokens; kSumK, what a sum is
-// built of, which divides kBlockK; and the functions used below.
+// built of, which divides kBlockK; kFew, up to how many tokens of a tile have their sums as [token, row], kGroup apart,
+// rather than as [row, kTokens], and panels of only 1, 2, 4 or 8 lanes; and the functions used below.
 //
 // A panel holds, for each group, Panel[k / kPair][kGroup][kPair]. Include inside the target region of one file.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "grouped_mlp.h"
@@ -158,9 +161,10 @@ class Layer {
     const T* weights = args_.gate_up_proj + block.expert * (gated ? 2 : 1) * f * h;
     const Matrix<T> matrix{weights, h, gated && size_.interleaved ? 2 * h : h,
                            !gated ? 0 : (size_.interleaved ? h : f * h)};
-    const auto panel = [&](int64_t k0, int64_t k1) { return pack(scratch, block, k0, k1); };
-    const auto stride = [](int64_t k0, int64_t k1) { return round_up(k1 - k0, Path::kStep) * kGroup; };
-    multiply(scratch, matrix, begin, end, block.rows, panel, stride,
+    const auto panel = [&](int64_t k0, int64_t k1) {
+      return PanelAt{pack(scratch, block, k0, k1), round_up(k1 - k0, Path::kStep) * kGroup, k0};
+    };
+    multiply(scratch, matrix, begin, end, block.rows, panel,
              [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
                store_hidden(sums, block, unit, units, group, groups);
              });
@@ -171,12 +175,23 @@ class Layer {
     const int64_t h = size_.hidden, f = size_.intermediate;
     const Matrix<T> matrix{args_.down_proj + block.expert * h * f, f, f, 0};
     const Panel* hidden = hidden_ + block.group * hidden_stride_;
-    const auto panel = [&](int64_t k0, int64_t) { return hidden + k0 * kGroup; };
-    const auto stride = [&](int64_t, int64_t) { return hidden_stride_; };
-    multiply(scratch, matrix, begin, end, block.rows, panel, stride,
+    const auto panel = [&](int64_t, int64_t) { return PanelAt{hidden, hidden_stride_, 0}; };
+    multiply(scratch, matrix, begin, end, block.rows, panel,
              [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
                store_y(sums, block, unit, units, group, groups);
              });
+  }
+
+  struct PanelAt {
+    const Panel* data;
+    int64_t stride;   // from a group to the next
+    int64_t first_k;  // what it begins with
+  };
+
+  // Tokens that lie together in a panel, of a tile of so many.
+  static int64_t lanes_of(int64_t tokens) {
+    if (tokens > Path::kFew) return kGroup;
+    return tokens <= 2 ? tokens : tokens <= 4 ? 4 : 8;
   }
 
   // Some units that the kernel takes at once, and where their sums go.
@@ -189,17 +204,16 @@ class Layer {
 
   // Sums of units [begin, end) over all k for all rows of a block, handed to `store` tile by tile: sums
   // [rows, kTokens], where gated the units' gate rows, then their up rows.
-  template <class PanelAt, class Stride, class Store>
+  template <class Panels, class Store>
   void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t tokens,
-                const PanelAt& panel_at, const Stride& stride_of, const Store& store) const {
+                const Panels& panel_of, const Store& store) const {
     const int64_t step = matrix.up_offset != 0 ? Path::kHalf : 2 * Path::kHalf;
-    const int64_t chunk = Path::chunk(tokens) * step;
+    const int64_t chunk = Path::chunk(tokens) * step, at_once = Path::columns_at_once(tokens);
     const bool once = matrix.k <= Path::kBlockK;  // one block of k: each unit's sums are stored at once
     Step steps[Path::kChunk];
     for (int64_t k0 = 0; k0 < matrix.k; k0 += Path::kBlockK) {
       const int64_t k1 = std::min(k0 + Path::kBlockK, matrix.k);
-      const Panel* panel = panel_at(k0, k1);
-      const int64_t stride = stride_of(k0, k1);
+      const PanelAt panel = panel_of(k0, k1);
       float* sums = scratch.sums.template as<float>();
       for (int64_t unit = begin; unit < end; unit += chunk) {
         const int64_t last = std::min(unit + chunk, end), count = ceil_div(last - unit, step);
@@ -208,8 +222,8 @@ class Layer {
           sums += ceil_div(tokens, kTokens) * kTile;
         }
         // All tokens use a piece of the weights, and all the chunk's weights a tile's tokens, while it is near.
-        for (int64_t k = k0; k < k1; k += Path::kSumK) {
-          const int64_t count_k = std::min(Path::kSumK, k1 - k);
+        for (int64_t k = k0; k < k1; k += at_once) {
+          const int64_t count_k = std::min(at_once, k1 - k);
           const int64_t next = k + count_k < k1 ? count_k : chunk * matrix.unit_stride + k0 - k;
           char* weights = scratch.weights.template as<char>();
           for (int64_t i = 0; i < count; ++i, weights += Path::weight_scratch(count_k)) {
@@ -217,9 +231,9 @@ class Layer {
             s.rows = Path::prepare(s.a + k, s.b + k, matrix.unit_stride, s.half, count_k, next, tokens, weights);
           }
           for (int64_t first = 0; first < tokens; first += kTokens) {
-            const Panel* tile = panel + first / kGroup * stride + (k - k0) * kGroup;
-            multiply_tile(steps, count, tile, stride, first, std::min(kTokens, tokens - first), k, count_k, matrix.k,
-                          store);
+            const int64_t here = std::min(kTokens, tokens - first);
+            const Panel* tile = panel.data + first / kGroup * panel.stride + (k - panel.first_k) * lanes_of(here);
+            multiply_tile(steps, count, tile, panel.stride, first, here, k, count_k, matrix.k, store);
           }
         }
         if (once) sums = scratch.sums.template as<float>();
@@ -262,7 +276,8 @@ class Layer {
         const int64_t row = args_.row_tokens ? args_.row_tokens[block.row + i] : block.row + i;
         rows[i - first] = args_.x + row * size_.hidden + k0;
       }
-      Path::pack(rows, k1 - k0, panel + first / kGroup * stride);
+      const int64_t lanes = lanes_of(block.rows - first / kTokens * kTokens);
+      Path::pack(rows, lanes, k1 - k0, panel + first / kGroup * stride);
     }
     return panel;
   }
@@ -270,6 +285,10 @@ class Layer {
   void store_hidden(const float* sums, const RowBlock& block, int64_t unit, int64_t units, int64_t group,
                     int64_t groups) const {
     with_activation(size_.activation, [&](auto activation) {
+      if constexpr (Path::kFew > 0) {
+        const int64_t tokens = block.rows - group * kGroup;
+        if (tokens <= Path::kFew) return store_few_hidden(activation, sums, block, unit, units, group, tokens);
+      }
       for (int64_t g = 0; g < groups; ++g) {
         Panel* out = hidden_ + (block.group + group + g) * hidden_stride_ + unit * kGroup;
         for (int64_t i = 0; i < units; i += Path::kPair) {
@@ -283,15 +302,44 @@ class Layer {
     });
   }
 
+  // The same for a tile of few tokens, whose sums are [token, row]: the units fill a vector's lanes.
+  template <class Act>
+  void store_few_hidden(Act, const float* sums, const RowBlock& block, int64_t unit, int64_t units, int64_t group,
+                        int64_t tokens) const {
+    alignas(64) float first_bias[kGroup] = {}, up_bias[kGroup] = {}, values[kGroup];
+    for (int64_t i = 0; i < units && args_.gate_up_bias != nullptr; ++i) {
+      std::tie(first_bias[i], up_bias[i]) = biases(block.expert, unit + i);
+    }
+    const int64_t lanes = lanes_of(tokens);
+    Panel* out = hidden_ + (block.group + group) * hidden_stride_ + unit * lanes;
+    std::fill_n(out, units * lanes, Panel{});
+    for (int64_t t = 0; t < tokens; ++t, sums += kGroup) {
+      for (int64_t part = 0; part < kGroup; part += kLanes) {
+        const Vec first = load(sums + part) + load(first_bias + part);
+        if (size_.gated) {
+          store(values + part, Act::gated(first, load(sums + units + part) + load(up_bias + part)));
+        } else {
+          store(values + part, Act::plain(first));
+        }
+      }
+      for (int64_t i = 0; i < units; ++i) out[i * lanes + t] = values[i];
+    }
+  }
+
+  // Of one hidden value: what is added to its gate, or only, sum and to its up sum.
+  std::pair<float, float> biases(int64_t expert, int64_t unit) const {
+    if (args_.gate_up_bias == nullptr) return {0.0f, 0.0f};
+    const int64_t f = size_.intermediate;
+    const T* bias = args_.gate_up_bias + expert * (size_.gated ? 2 * f : f);
+    if (!size_.gated) return {to_float(bias[unit]), 0.0f};
+    const int64_t first = size_.interleaved ? 2 * unit : unit;
+    return {to_float(bias[first]), to_float(bias[size_.interleaved ? first + 1 : f + unit])};
+  }
+
   template <class Act>
   void activate(Act, const float* sums, int64_t expert, int64_t unit, int64_t units, int64_t i,
                 Vec out[kGroup / kLanes]) const {
-    const int64_t f = size_.intermediate, width = size_.gated ? 2 * f : f;
-    const T* bias = args_.gate_up_bias ? args_.gate_up_bias + expert * width : nullptr;
-    const auto bias_at = [&](int64_t row) { return bias ? to_float(bias[row]) : 0.0f; };
-    const bool interleaved = size_.interleaved;
-    const float first_bias = bias_at(size_.gated && interleaved ? 2 * (unit + i) : unit + i);
-    const float up_bias = size_.gated ? bias_at(interleaved ? 2 * (unit + i) + 1 : f + unit + i) : 0.0f;
+    const auto [first_bias, up_bias] = biases(expert, unit + i);
     for (int part = 0; part < kGroup / kLanes; ++part) {
       const Vec first = load(sums + i * kTokens + part * kLanes) + first_bias;
       if (size_.gated) {
@@ -318,6 +366,12 @@ class Layer {
       const int64_t first = column + i;
       alignas(64) float bias[kGroup] = {};
       if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + first, bias, count);
+      const int64_t few = block.rows - group * kGroup;
+      if (few <= Path::kFew) {
+        T* y = args_.y + (block.row + group * kGroup) * size_.hidden + first;
+        for (int64_t t = 0; t < few; ++t) store_row(sums + t * kGroup, bias, y + t * size_.hidden, count);
+        continue;
+      }
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t row = (group + g) * kGroup;
         T* y = args_.y + (block.row + row) * size_.hidden + first;

@@ -16,6 +16,8 @@ struct PairPath {
 
   static constexpr int64_t kChunk = 1;
   static int64_t chunk(int64_t) { return kChunk; }
+  static constexpr int64_t kFew = 0;
+  static int64_t columns_at_once(int64_t) { return kSumK; }
 
   static int64_t weight_scratch(int64_t) { return 2 * kGroup * kStep * sizeof(BFloat16); }
 
@@ -40,7 +42,7 @@ struct PairPath {
     _mm512_storeu_si512(out, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
   }
 
-  static void pack(const BFloat16* const rows[kGroup], int64_t k, BFloat16* panel) {
+  static void pack(const BFloat16* const rows[kGroup], int64_t, int64_t k, BFloat16* panel) {
     const int64_t padded = round_up(k, kStep);
     for (int64_t i = 0; i < padded; i += 2 * kGroup) {
       const int64_t count = std::min(2 * kGroup, k - i);

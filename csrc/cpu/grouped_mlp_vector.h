@@ -47,13 +47,17 @@ void multiply_block(const WeightRows<typename Dot::Weight>& rows, const typename
   }
   const char *next_a = rows.next_a, *next_b = rows.next_b;
   const int64_t next_step = rows.next_step;
-  for (int64_t i = 0; i < whole; i += Dot::kPair) {
-    if (kStride != 0 && i % kGroup == 0) {  // a line is enough for sixteen
-      __builtin_prefetch(next_a + i * next_step, 0, 2);
+  int64_t i = 0;
+  if constexpr (kStride != 0) {
+    for (; i + kGroup <= whole; i += kGroup) {
+      __builtin_prefetch(next_a + i * next_step, 0, 2);  // a line is enough for sixteen
       __builtin_prefetch(next_b + i * next_step, 0, 2);
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kGroup; j += Dot::kPair)
+        step(rows.a + i + j, rows.b + i + j, row_stride, x + (i + j) * kGroup);
     }
-    step(rows.a + i, rows.b + i, row_stride, x + i * kGroup);
   }
+  for (; i < whole; i += Dot::kPair) step(rows.a + i, rows.b + i, row_stride, x + i * kGroup);
   if (whole < k) step(rows.tail_a, rows.tail_b, Dot::kPair, x + whole * kGroup);
   // A block of k is summed by itself and then added, which rounds less than one long sum. All old sums are read
   // first: the halves may share a row.
@@ -110,6 +114,11 @@ struct FloatPath {
   static constexpr int64_t kPair = 1, kStep = 1, kBlockK = 2048;
   static constexpr int64_t kPanelBytes = 8 << 20;
   static constexpr int64_t kSumK = 256;
+#if CAPMOE_LANES == 16
+  static constexpr int64_t kFew = kFewTokens;
+#else
+  static constexpr int64_t kFew = 0;
+#endif
   struct Session {};
 
   // Of copied weights. Rows a power of two apart would share the sets of the cache.
@@ -120,6 +129,9 @@ struct FloatPath {
   // Copied weights lie in the second nearest cache, the tokens that they share in the nearest.
   static constexpr int64_t kChunk = 10;
   static int64_t chunk(int64_t tokens) { return tokens < kManyTokens ? 1 : kChunk; }
+
+  // Of few tokens memory is the limit: nothing shall keep it waiting.
+  static int64_t columns_at_once(int64_t tokens) { return tokens <= kFew ? kBlockK : kSumK; }
 
   static int64_t weight_scratch(int64_t) { return 2 * kHalf * kStride * sizeof(float); }
 
@@ -134,7 +146,7 @@ struct FloatPath {
       if (tokens < kManyTokens) return {{a, b, stride, kStep, next, nullptr, nullptr}};
     }
 #if CAPMOE_LANES == 16
-    if (tokens <= kFewTokens) return {{nullptr, nullptr, stride, kStep, next, nullptr, nullptr}, a, b};
+    if (tokens <= kFew) return {{nullptr, nullptr, stride, kStep, next, nullptr, nullptr}, a, b};
 #endif
     float* floats_a = static_cast<float*>(scratch);
     float* floats_b = floats_a + kHalf * kStride;
@@ -155,12 +167,14 @@ struct FloatPath {
   static void multiply(const Rows& rows, int64_t half, const float* panel, int64_t stride, int64_t tokens, int64_t k,
                        float* sums_a, float* sums_b, bool accumulate) {
 #if CAPMOE_LANES == 16
-    const auto few = [&](const auto* a, const auto* b) {
-      multiply_few<kHalf, kGroups * kGroup>(tokens, a, b, rows.stride, rows.next, half, panel, k, sums_a, sums_b,
-                                            accumulate);
-    };
-    if (rows.raw_a != nullptr) return few(rows.raw_a, rows.raw_b);
-    if (tokens <= kFewTokens) return few(rows.a, rows.b);
+    const FewSums few{sums_a, half, (sums_b - sums_a) / (kGroups * kGroup)};
+    if (rows.raw_a != nullptr) {
+      return multiply_few<kHalf, kSumK>(tokens, rows.raw_a, rows.raw_b, rows.stride, rows.next, panel, k, few,
+                                        accumulate);
+    }
+    if (tokens <= kFew) {
+      return multiply_few<kHalf, kSumK>(tokens, rows.a, rows.b, rows.stride, rows.next, panel, k, few, accumulate);
+    }
 #endif
     if (rows.stride == kStride) {
       multiply_halves<FloatDot, kHalf, kGroups, kStride>(half, tokens, rows, panel, stride, k, sums_a, sums_b,
@@ -174,7 +188,10 @@ struct FloatPath {
     for (int part = 0; part < kGroup / kLanes; ++part) store(out + part * kLanes, values[0][part]);
   }
 
-  static void pack(const T* const rows[kGroup], int64_t k, float* panel) {
+  static void pack(const T* const rows[kGroup], [[maybe_unused]] int64_t lanes, int64_t k, float* panel) {
+#if CAPMOE_LANES == 16
+    if (lanes < kGroup) return pack_few(rows, lanes, k, panel);
+#endif
     for (int64_t i = 0; i < k; i += kGroup) {
       const int64_t count = std::min(kGroup, k - i);
 #if CAPMOE_LANES == 16
