@@ -104,9 +104,8 @@ class Kernel:
         static = self.lowering.static_shared
         directives = self.entry.directives
         check_limits(self.target, directives, grid, block, static, dynamic_shared)
-        if wanted.check_registers:
-            threads = block[0] * block[1] * block[2]
-            occupancy.check_registers(self.loaded.ptx, self.name, self.target, threads)
+        threads = block[0] * block[1] * block[2]
+        occupancy.check_registers(self.loaded.ptx, self.name, self.target, directives, threads)
         cluster = _three(wanted.cluster, "cluster") if wanted.cluster else None
         size, explicit = check_cluster(self.target, directives, grid, cluster)
         if wanted.cooperative:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .errors import BadLaunch
 from .limits import limits_of
-from .toolkit import assemble
+from .toolkit import assemble, find_tool
 
 WARP = 32
 # Registers are given to warps in units, by four schedulers of a quarter each.
@@ -76,14 +76,20 @@ def occupancy(arch: str, threads: int, registers: int, shared: int) -> int:
     return min(blocks)
 
 
-def check_registers(ptx: str, name: str, target: str, threads: int) -> None:
-    """Raises BadLaunch for a block whose threads want more registers than there are."""
+def check_registers(ptx: str, name: str, target: str, directives: str, threads: int) -> None:
+    """Raises BadLaunch for a block whose threads want more registers than there are.
+
+    ptxas is asked only where it can be so: a thread has at most 255, and fewer where the kernel
+    declares how many threads its blocks have. Where there is no ptxas nobody is asked.
+    """
     limits = limits_of(target)
-    registers = resources(ptx, name, target).registers
     warps = -(-threads // WARP)
-    if registers > limits.registers_per_thread or not _blocks_by_registers(
-        registers, warps, limits.registers
-    ):
+    if _blocks_by_registers(limits.registers_per_thread, warps, limits.registers):
+        return
+    if re.search(r"\.(maxntid|reqntid)\s", directives) or find_tool("ptxas") is None:
+        return
+    registers = resources(ptx, name, target).registers
+    if not _blocks_by_registers(registers, warps, limits.registers):
         raise BadLaunch(
             f"{threads} threads of {registers} registers; {target} has {limits.registers} for a "
             f"block and {limits.registers_per_thread} for a thread"

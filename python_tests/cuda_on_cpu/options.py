@@ -23,7 +23,6 @@ class Options:
         cluster: blocks that are resident together, in x, y, z.
         cooperative: all blocks are, and ``grid.sync()`` works.
         buffers: memory that the kernel may touch beside its tensors.
-        check_registers: asks ptxas whether there are enough for the block.
         on_gpu: how the result must agree with a GPU's, where there is one (see gpu.py).
     """
 
@@ -33,5 +32,4 @@ class Options:
     cluster: int | tuple[int, ...] | None = None
     cooperative: bool = False
     buffers: Sequence[Buffer] = ()
-    check_registers: bool = False
     on_gpu: Agreement = True

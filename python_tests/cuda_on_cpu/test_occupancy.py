@@ -135,6 +135,6 @@ def test_what_ptxas_says():
 @needs_ptxas
 def test_a_launch_with_too_many_registers():
     kernel, x = emulate(many_registers(150)), zeros(150)
-    kernel[1, 256](x, check_registers=True)
+    kernel[1, 256](x)
     with pytest.raises(BadLaunch, match=r"1024 threads of 1\d\d registers; sm_80 has 65536"):
-        kernel[1, 1024](x, check_registers=True)
+        kernel[1, 1024](x)
