@@ -10,6 +10,7 @@ import pytest
 from cuda_sources import planted
 
 SEEDS = range(4)  # of the emulator's schedules
+WRONG = AssertionError  # a result that is wrong, or a warning
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,14 @@ def each_probe(bugs: list[Bug]):
     """Parametrizes a test with the bugs' probes."""
     probes = {bug.probe.__name__: bug.probe for bug in bugs}
     return pytest.mark.parametrize("probe", probes.values(), ids=probes)
+
+
+def bugs_of(file: str, *rows: tuple) -> list[Bug]:
+    """Bugs of one file, each given as (name, old, new, probe, caught)."""
+    return [Bug(name, file, *rest) for name, *rest in rows]
+
+
+@pytest.fixture(autouse=True)
+def emulator_alone(monkeypatch):
+    """No launch is repeated on a GPU: what a bug does there is nobody's promise."""
+    monkeypatch.setattr("cuda_on_cpu.gpu.can_run", lambda *_: False)

@@ -34,7 +34,7 @@ def without_a_mask(x, out, block: tl.constexpr):
 @triton.jit
 def write_an_input(x: tl.const, out):
     tl.store(out, 1.0)
-    tl.store(x.to(tl.pointer_type(tl.float32)), 1.0)
+    tl.store(x.to(tl.int64).to(tl.pointer_type(tl.float32)), 1.0)
 
 
 @triton.jit
