@@ -68,8 +68,7 @@ class Loader {
 
   // Into the stage that lies `stage` bytes into shared memory.
   __device__ void load(uint32_t stage) {
-    if (static_cast<uint32_t>(k_) >= static_cast<uint32_t>(product_.depth)) meet_rows();
-    if (static_cast<uint32_t>(k_) < static_cast<uint32_t>(product_.depth)) {
+    if (static_cast<uint32_t>(k_) < static_cast<uint32_t>(product_.depth) || meet_rows()) {
       const uint32_t live = column_ + k_ < product_.depth ? live_ : 0;
       const uint32_t to = to_ + stage;
 #pragma unroll
@@ -130,14 +129,16 @@ class Loader {
     }
   }
 
-  // A token that `in` does not have is taken for its last. Done once for a piece, not for every stage.
-  __device__ void meet_rows() {
-    if (k_ != kRowsAsked) return;
+  // At a piece's first stage: a token that `in` does not have is taken for its last. False where no piece is left.
+  // Volatile, or the compiler selects at every stage.
+  __device__ bool meet_rows() {
+    if (k_ != kRowsAsked) return false;
     k_ = 0;
 #pragma unroll
     for (int i = 0; i < Tile::kRowPasses; ++i) {
-      rows_[i] = static_cast<int>(min(static_cast<uint32_t>(rows_[i]), static_cast<uint32_t>(product_.in_rows - 1)));
+      asm volatile("min.u32 %0, %0, %1;" : "+r"(rows_[i]) : "r"(product_.in_rows - 1));
     }
+    return true;
   }
 
   // To the L2 cache, 128 bytes of a row at a time: what the first stages will ask for.

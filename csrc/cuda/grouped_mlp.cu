@@ -133,9 +133,6 @@ void grouped_gemm(const GroupedGemm<T>& product, int64_t rows_per_expert, cudaSt
   run(Some(), grouped_gemm_kernel<T, Some, true>);
 }
 
-// Of a buffer's rows, those that 32-bit offsets and tokens can name.
-int nameable(int64_t rows) { return static_cast<int>(std::min<int64_t>(rows, INT32_MAX)); }
-
 }  // namespace
 
 template <class T>
@@ -144,11 +141,15 @@ void grouped_mlp(const T* x, int64_t x_rows, const int32_t* row_tokens, const T*
                  const int32_t* tokens_per_expert, int64_t rows, int64_t expected_rows, const GroupedMlp& config,
                  T* hidden_rows, T* y, cudaStream_t stream) {
   if (rows == 0 || x_rows == 0 || config.num_experts == 0) return;
+  if (std::max(x_rows, rows) >= kMaxRows) {
+    throw std::invalid_argument("grouped_mlp takes fewer than 2**30 rows on CUDA, got " +
+                                std::to_string(std::max(x_rows, rows)));
+  }
   const int64_t expected = std::clamp<int64_t>(expected_rows, 1, rows);
   const int64_t rows_per_expert = expected / std::min(expected, config.num_experts);
   const auto experts = static_cast<int>(config.num_experts);
   const auto hidden = static_cast<int>(config.hidden), intermediate = static_cast<int>(config.intermediate);
-  const int in_rows = nameable(x_rows), out_rows = nameable(rows);
+  const auto in_rows = static_cast<int>(x_rows), out_rows = static_cast<int>(rows);
   const Gating gating = !config.gated ? Gating::none : config.interleaved ? Gating::interleaved : Gating::concat;
 
   const auto activation = static_cast<int>(config.activation);
