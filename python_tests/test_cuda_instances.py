@@ -18,7 +18,6 @@ from conftest import Backend
 from cuda_on_cpu import runtime
 from cuda_on_cpu.runtime import operators as emulated
 from cuda_on_cpu.runtime.build_extension import architectures
-from cuda_on_cpu.runtime.kernels import registered_kernels
 from cuda_on_cpu.runtime.launches import short_name
 
 if emulated.why_absent() is not None:
@@ -141,8 +140,7 @@ def on(arch, calls):
     """Symbols of what ``calls`` launches, in a thread of its own: launchers remember the device."""
 
     def in_thread():
-        recording = runtime.recording(arch=arch, multiprocessors=2)
-        with emulated.UseEmulatedCuda(), recording as record:
+        with emulated.UseEmulatedCuda(), runtime.recording(arch=arch) as record:
             calls()
         assert record.warnings == []
         return {launch.symbol for launch in record.launches}
@@ -154,7 +152,7 @@ def on(arch, calls):
 def built():
     """Those of the package: other libraries of launchers may be open."""
     emulated.load_operators()
-    return [kernel for kernel in registered_kernels() if "6capmoe4cuda" in kernel.symbol]
+    return [kernel for kernel in runtime.registered_kernels() if "6capmoe4cuda" in kernel.symbol]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
