@@ -26,7 +26,8 @@ class Backends:
     Attributes:
         serving: device type to the backend that serves it, e.g. ``{"cpu": "cpu"}``;
             ``"reference"`` is plain PyTorch.
-        absent: backend to the reason it serves nothing.
+        absent: backend to the reason it serves nothing; ``"cuda on cuda:1"`` where that is so on
+            one GPU only.
     """
 
     serving: dict[str, str] = field(default_factory=dict)
@@ -39,8 +40,31 @@ class Backends:
 
 
 def backends() -> Backends:
-    """Which backend serves each device type, and why the others do not."""
-    return Backends(dict(_STATE.serving), dict(_STATE.absent))
+    """Which backend serves each device type, and why the others do not.
+
+    Asks torch for the GPUs' compute capabilities, where there are any, so torch initialises CUDA.
+    On a GPU that is too old the compiled ops raise; the reference serves it where
+    ``CAPMOE_BACKENDS`` leaves ``cuda`` out.
+    """
+    state = Backends(dict(_STATE.serving), dict(_STATE.absent))
+    if state.serving.get("cuda") == "cuda":
+        _leave_out_old_gpus(state)
+    return state
+
+
+def _leave_out_old_gpus(state: Backends) -> None:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    capabilities = [torch.cuda.get_device_capability(device) for device in range(count)]
+    reasons = {
+        f"cuda:{device}": f"it has compute capability {major}.{minor}, the kernels need 8.0"
+        for device, (major, minor) in enumerate(capabilities)
+        if major < 8
+    }
+    if reasons and len(reasons) == count:
+        del state.serving["cuda"]
+        state.absent["cuda"] = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    else:
+        state.absent.update({f"cuda on {name}": reason for name, reason in reasons.items()})
 
 
 def _enabled() -> list[str]:

@@ -99,6 +99,9 @@ def moe(
 ) -> Tensor:
     """A whole Mixture-of-Experts layer: route, experts, combine, without the copy of dispatch.
 
+    On CUDA its workspace is one allocation: about ``N * (H + F)`` elements for the N kept rows, and
+    4 * E * T bytes of sort keys where capacity drops by score (docs/gpu.md has every piece).
+
     Args:
         hidden_states: [T, H] of the experts' dtype.
         router_logits: [T, E]; this and the other arguments: see :func:`capmoe_kernels.route`.

@@ -25,7 +25,7 @@ using T = {dtype};
 using Tile = cuda::{tile};
 template __global__ void capmoe::cuda::{kernel}(
     const T*, const int32_t*, const T*, const T*, const int32_t*, const int32_t*, T*, int, int, int,
-    cuda::Gating, int, bool);
+    int, int, cuda::Gating, int, bool);
 extern "C" __global__ void sizes(int experts, int* out) {{
   out[0] = Tile::kThreads;
   out[1] = Tile::kFixedBytes + cuda::Pieces::bytes(experts, Tile::kWarps);
@@ -74,10 +74,14 @@ def shape_of(dtype, tile, experts):
 
 @dataclass
 class Groups:
-    """Experts' places in the packed buffer: whole numbers of `alignment` rows."""
+    """Experts' places in the packed buffer: whole numbers of `alignment` rows.
+
+    `size`: the buffer's rows where the offsets do not say how many.
+    """
 
     offsets: torch.Tensor
     counts: torch.Tensor
+    size: int | None = None
 
     @classmethod
     def of(cls, counts, alignment=1):
@@ -86,12 +90,13 @@ class Groups:
         return cls(offsets, torch.tensor(counts, dtype=torch.int32))
 
     def rows(self):
-        return int(self.offsets[-1])
+        return int(self.offsets[-1]) if self.size is None else self.size
 
     def live(self):
         mask = torch.zeros(self.rows(), dtype=torch.bool)
         for start, count in zip(self.offsets.tolist(), self.counts.tolist(), strict=False):
-            mask[start : start + count] = True
+            if start >= 0 and count > 0:
+                mask[start : start + count] = True
         return mask
 
 
@@ -111,6 +116,8 @@ def run_gemm(
         Const(groups.offsets),
         Const(groups.counts),
         out,
+        len(x),
+        len(out),
         experts,
         weights.shape[2],
         columns,

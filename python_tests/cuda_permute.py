@@ -12,7 +12,7 @@ from cuda_sources import compiled, folder, per_sources
 
 WARP, ROWS_PER_BLOCK, THREADS = 32, 8, 256
 FLOATS = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: "6__half"}
-WORDS = {16: "5uint4", 8: "5uint2", 4: "j", 2: "t", 1: "h"}
+WORDS = {16: "5uint4", 8: "5uint2", 4: "j", 2: "t"}
 
 
 @per_sources

@@ -62,8 +62,8 @@ int grouped_mlp(const Element* x, const Element* gate_up_proj, const Element* do
                 int64_t intermediate, Element* hidden_rows, Element* y) {
   const capmoe::GroupedMlp config = {num_experts, hidden, intermediate, capmoe::Activation::silu, true, false};
   return caught([&] {
-    cuda::grouped_mlp<Element>(x, nullptr, gate_up_proj, nullptr, down_proj, nullptr, expert_offsets, tokens_per_expert,
-                               rows, rows, config, hidden_rows, y, nullptr);
+    cuda::grouped_mlp<Element>(x, rows, nullptr, gate_up_proj, nullptr, down_proj, nullptr, expert_offsets,
+                               tokens_per_expert, rows, rows, config, hidden_rows, y, nullptr);
   });
 }
 

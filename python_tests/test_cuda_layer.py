@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 import capmoe_kernels as cm
 import oracle_mlp
 from capmoe_kernels.ops import OPS
+from capmoe_kernels.routing import moe_rows
 from cases import brief, make_experts, normal, router_logits
 from checks import assert_close_to_truth, same_bits
 from cuda_on_cpu import runtime
@@ -93,9 +94,22 @@ def test_no_tokens(capacity):
         assert not routing.demand_per_expert.any()
 
 
+def workspace(tokens, experts, top_k, hidden, intermediate):
+    """Bytes of the pieces in float32 where capacity drops by score, of the top-k only."""
+    rows = moe_rows(tokens, top_k, cm.Capacity(1.0), experts)
+    words = -(-tokens // 32)
+    slots = -(-8 * experts * words // 256) * 256 + 4 * words
+    marks = [4 * experts * words, 4 * experts * tokens, 16]
+    sizes = [4 * rows, 4 * (experts + 1), 4 * experts, 4 * experts, *marks, slots]
+    return 6 * [4 * tokens * top_k] + sizes + [4 * rows * intermediate, 4 * rows * hidden]
+
+
 @pytest.mark.parametrize("tokens", [3, 700])
 def test_one_allocation_beside_the_output(tokens):
-    """Whatever the kernels may touch, beside what they were given and return, is of one block."""
+    """Whatever the kernels may touch, beside what they were given and return, is of one block.
+
+    Its pieces are those of docs/gpu.md, "Memory of a call".
+    """
     x, logits = normal((tokens, 32)), router_logits(tokens, 8)
     experts, seen = make_experts(8, 32, 16), {}
 
@@ -111,7 +125,7 @@ def test_one_allocation_beside_the_output(tokens):
     for tensor in given:
         assert seen.pop(tensor.data_ptr()) == tensor.nbytes
     pieces, align = sorted(seen.items()), 256
-    assert len(pieces) > 5
+    assert [size for _, size in pieces] == workspace(tokens, 8, 2, 32, 16)
     ends = [base + -(-size // align) * align for base, size in pieces]
     gaps = [base - end for end, (base, _) in zip(ends, pieces[1:], strict=False)]
     assert set(gaps) <= {align, 2 * align}  # between two, or with an empty one between

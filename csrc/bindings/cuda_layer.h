@@ -56,7 +56,7 @@ void run_layer(const LayerCall& call, T* out) {
   const Selection& chosen = layer.selection;
   const int64_t tokens = call.gate.tokens, columns = call.gate.columns, rows = call.select.rows;
   route_layer(call, layer, stream);
-  cuda::grouped_mlp(read<T>(x), chosen.row_tokens, read<T>(call.gate_up_proj), read<T>(call.gate_up_bias),
+  cuda::grouped_mlp(read<T>(x), tokens, chosen.row_tokens, read<T>(call.gate_up_proj), read<T>(call.gate_up_bias),
                     read<T>(call.down_proj), read<T>(call.down_bias), chosen.expert_offsets, chosen.tokens_per_expert,
                     rows, std::min(rows, tokens * columns), call.mlp, layer.hidden_rows, layer.y, stream);
   cuda::combine(layer.y, chosen.rows, chosen.weights, tokens, columns, rows, call.mlp.hidden, out, stream);

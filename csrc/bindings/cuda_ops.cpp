@@ -1,8 +1,7 @@
 // The CUDA backend's border: tensors in, checked; kernels launched on torch's stream; tensors out.
 //
 // Values live on the device, so they are not looked at here. The kernels skip expert ids and row numbers that are out
-// of range; what grouped_mlp is told of rows (offsets, counts, and their tokens) it trusts, and select that num_rows is
-// a bound.
+// of range, and leave out what offsets and counts say of rows that a buffer does not have.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -110,7 +109,7 @@ Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& do
   Tensor y = new_tensor(in, {rows, config.hidden}, in.scalar_type());
   dispatch_float(in, [&](auto type) {
     using T = decltype(type);
-    cuda::grouped_mlp(read<T>(in), read<int32_t>(tokens), read<T>(up), read<T>(up_bias), read<T>(down),
+    cuda::grouped_mlp(read<T>(in), in.size(0), read<int32_t>(tokens), read<T>(up), read<T>(up_bias), read<T>(down),
                       read<T>(out_bias), read<int32_t>(offsets), read<int32_t>(counts), rows, rows, config,
                       write<T>(hidden_rows), write<T>(y), current_stream(in));
   });

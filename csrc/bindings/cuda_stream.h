@@ -18,11 +18,23 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, voi
 
 namespace capmoe {
 
+// The kernels are compiled for compute capability 8.0 and on. An error of CUDA's own is left to the first launch.
+inline void check_compute_capability() {
+  static thread_local int known = -1;  // the last device that was found new enough
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device == known) return;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return;
+  if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) return;
+  STD_TORCH_CHECK(major >= 8, "the CUDA kernels need a GPU of compute capability 8.0 or more, cuda:", device, " has ",
+                  major, ".", minor, "; with CAPMOE_BACKENDS=cpu the reference serves it");
+  known = device;
+}
+
 #ifdef CAPMOE_EMULATED
 
 // Tensors are the CPU's, and the kernels run there, in order.
 struct DeviceGuard {
-  explicit DeviceGuard(const Tensor&) {}
+  explicit DeviceGuard(const Tensor&) { check_compute_capability(); }
 };
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 
@@ -30,7 +42,7 @@ inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 
 // Makes the tensor's device the current one for as long as it lives.
 struct DeviceGuard {
-  explicit DeviceGuard(const Tensor& tensor) : guard(tensor.get_device_index()) {}
+  explicit DeviceGuard(const Tensor& tensor) : guard(tensor.get_device_index()) { check_compute_capability(); }
   torch::stable::accelerator::DeviceGuard guard;
 };
 

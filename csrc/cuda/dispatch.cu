@@ -71,8 +71,7 @@ void dispatch(const void* hidden_states, const int32_t* row_tokens, int64_t toke
   const auto run = places % 16 == 0  ? launch<uint4>
                    : places % 8 == 0 ? launch<uint2>
                    : places % 4 == 0 ? launch<uint32_t>
-                   : places % 2 == 0 ? launch<uint16_t>
-                                     : launch<uint8_t>;
+                                     : launch<uint16_t>;
   run(hidden_states, row_tokens, tokens, rows, row_bytes, x, stream);
 }
 

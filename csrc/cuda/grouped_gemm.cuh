@@ -16,13 +16,14 @@ enum class Gating { none, concat, interleaved };
 
 template <class T>
 struct GroupedGemm {
-  const T* in;                // [rows, depth], or [tokens, depth] read through row_tokens
+  const T* in;                // [in_rows, depth]: the rows, or tokens read through row_tokens
   const int32_t* row_tokens;  // or null
   const T* weights;           // [num_experts, columns or 2 * columns, depth]
   const T* bias;              // [num_experts, columns or 2 * columns] or null
   const int32_t* expert_offsets;
   const int32_t* tokens_per_expert;
-  T* out;  // [rows, columns]
+  T* out;             // [rows, columns]
+  int in_rows, rows;  // of what the buffers have; offsets, counts and tokens may say anything
   int num_experts, depth, columns;
   Gating gating;
   int activation;
@@ -67,7 +68,7 @@ class Loader {
 
   // Into the stage that lies `stage` bytes into shared memory.
   __device__ void load(uint32_t stage) {
-    if (k_ < product_.depth) {
+    if (static_cast<uint32_t>(k_) < static_cast<uint32_t>(product_.depth) || meet_rows()) {
       const uint32_t live = column_ + k_ < product_.depth ? live_ : 0;
       const uint32_t to = to_ + stage;
 #pragma unroll
@@ -100,7 +101,7 @@ class Loader {
   }
 
   __device__ void begin_weights(const Piece& piece) {
-    k_ = 0;
+    k_ = kRowsAsked;
     live_ = 0;
     const int first = thread_index() / Tile::kChunks;  // of this thread's rows
     const WeightRows map(product_);
@@ -115,7 +116,7 @@ class Loader {
     }
   }
 
-  // Only asks for the row numbers: there is a stage's time until they are used.
+  // Only asks for the row numbers: there is a stage's time until meet_rows() looks at them.
   __device__ void begin_rows(const Piece& piece) {
     const int first = thread_index() / Tile::kChunks;
 #pragma unroll
@@ -126,6 +127,18 @@ class Loader {
       rows_[i] = product_.row_tokens ? product_.row_tokens[piece.row + row] : piece.row + row;
       live_ |= 1u << i;
     }
+  }
+
+  // At a piece's first stage: a token that `in` does not have is taken for its last. False where no piece is left.
+  // Volatile, or the compiler selects at every stage.
+  __device__ bool meet_rows() {
+    if (k_ != kRowsAsked) return false;
+    k_ = 0;
+#pragma unroll
+    for (int i = 0; i < Tile::kRowPasses; ++i) {
+      asm volatile("min.u32 %0, %0, %1;" : "+r"(rows_[i]) : "r"(product_.in_rows - 1));
+    }
+    return true;
   }
 
   // To the L2 cache, 128 bytes of a row at a time: what the first stages will ask for.
@@ -158,6 +171,7 @@ class Loader {
     }
   }
 
+  static constexpr int kRowsAsked = -1;  // k_ at a piece's beginning
   const GroupedGemm<T>& product_;
   const Pieces& pieces_;
   int piece_, k_ = INT32_MAX;  // of the next stage; no piece is left where k_ is not less than the depth
@@ -258,22 +272,28 @@ __device__ __forceinline__ void store(const GroupedGemm<T>& product, const Piece
   }
 }
 
+// What a block does first. -> all pieces, whose table lies behind what is fixed of the shared memory.
+template <class Tile, class T>
+__device__ __forceinline__ Pieces begin_block(const GroupedGemm<T>& product, char* shared) {
+  let_next_launch_begin();
+  auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
+  list_experts<Tile::kWarps>(product.expert_offsets, product.tokens_per_expert, product.num_experts, product.rows,
+                             Tile::kRows, experts);
+  const int block_columns = WeightRows(product).columns(Tile::kWeights);
+  const int column_blocks = (product.columns + block_columns - 1) / block_columns;
+  return {experts, product.num_experts, Tile::kRows, block_columns, column_blocks};
+}
+
 template <class T, class Tile, bool kAligned>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     grouped_gemm_kernel(const T* in, const int32_t* row_tokens, const T* weights, const T* bias,
-                        const int32_t* expert_offsets, const int32_t* tokens_per_expert, T* out, int num_experts,
-                        int depth, int columns, Gating gating, int activation, bool early) {
+                        const int32_t* expert_offsets, const int32_t* tokens_per_expert, T* out, int in_rows, int rows,
+                        int num_experts, int depth, int columns, Gating gating, int activation, bool early) {
   extern __shared__ __align__(1024) char shared[];
-  const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
-                               out,  num_experts, depth,   columns, gating,         activation,
-                               early};
-  let_next_launch_begin();
+  const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert, out,  in_rows,
+                               rows, num_experts, depth,   columns, gating,         activation,        early};
+  const Pieces pieces = begin_block<Tile>(product, shared);
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
-  auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
-  list_experts<Tile::kWarps>(expert_offsets, tokens_per_expert, num_experts, Tile::kRows, experts);
-
-  const int block_columns = WeightRows(product).columns(Tile::kWeights);
-  const Pieces pieces{experts, num_experts, Tile::kRows, block_columns, (columns + block_columns - 1) / block_columns};
   const uint32_t stages = shared_address(shared);
   Loader<T, Tile, kAligned> loader(product, pieces, stages);
   for (int s = 0; s < Tile::kStages - 1; ++s) loader.load(s * Tile::kStageBytes);

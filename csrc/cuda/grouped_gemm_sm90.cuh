@@ -33,20 +33,15 @@ struct WarpgroupSums {
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     grouped_gemm_sm90_kernel(const T* in, const int32_t* row_tokens, const T* weights, const T* bias,
-                             const int32_t* expert_offsets, const int32_t* tokens_per_expert, T* out, int num_experts,
-                             int depth, int columns, Gating gating, int activation, bool early) {
+                             const int32_t* expert_offsets, const int32_t* tokens_per_expert, T* out, int in_rows,
+                             int rows, int num_experts, int depth, int columns, Gating gating, int activation,
+                             bool early) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(1024) char shared[];
-  const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert,
-                               out,  num_experts, depth,   columns, gating,         activation,
-                               early};
-  let_next_launch_begin();
+  const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert, out,  in_rows,
+                               rows, num_experts, depth,   columns, gating,         activation,        early};
+  const Pieces pieces = begin_block<Tile>(product, shared);
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
-  auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
-  list_experts<Tile::kWarps>(expert_offsets, tokens_per_expert, num_experts, Tile::kRows, experts);
-
-  const int block_columns = WeightRows(product).columns(Tile::kWeights);
-  const Pieces pieces{experts, num_experts, Tile::kRows, block_columns, (columns + block_columns - 1) / block_columns};
   const uint32_t stages = shared_address(shared);
   constexpr int kAhead = Tile::kStages - 2;  // of the other two, one is read and one may still be
   constexpr uint32_t kBytes = Tile::kStages * Tile::kStageBytes;

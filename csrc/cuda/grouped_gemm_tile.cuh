@@ -63,6 +63,8 @@ struct Tiles<float> {
   using Unaligned = Tile<float, 64, 128, 16, 2, 32, 32, 1>;
 };
 
+constexpr int64_t kMaxRows = int64_t{1} << 30;  // of a buffer, exclusive
+
 // Rows [row, row + rows) of the packed buffer, all of one expert, times its weights from output column `column` on.
 struct Piece {
   int expert, row, rows, column;
@@ -104,34 +106,39 @@ struct Pieces {
   }
 };
 
-// Writes `experts` [num_experts + 1], and uses the kWarps integers behind it. All threads of a block call it.
+// Writes `experts` [num_experts + 1], and uses the kWarps integers behind it. All threads of a block call it. Whatever
+// the offsets and counts are, experts have rows of the buffer's `rows` only, which are fewer than kMaxRows.
 template <int kWarps>
 __device__ void list_experts(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int num_experts,
-                             int block_rows, Pieces::Expert* experts) {
+                             unsigned rows, unsigned block_rows, Pieces::Expert* experts) {
+  // Blocks of rows where no row is of two experts. More are not counted, so that a warp's sum stays within 32 bits.
+  const unsigned most = rows / block_rows + min(rows, static_cast<unsigned>(num_experts));
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int* warp_blocks = reinterpret_cast<int*>(experts + num_experts + 1);
+  unsigned* warp_blocks = reinterpret_cast<unsigned*>(experts + num_experts + 1);
   const int each = (num_experts + kWarps * 32 - 1) / (kWarps * 32);
   const int begin = min(static_cast<int>(threadIdx.x) * each, num_experts), end = min(begin + each, num_experts);
-  int blocks = 0;
+  unsigned blocks = 0;
   for (int e = begin; e < end; ++e) {
-    const int rows = tokens_per_expert[e];
-    experts[e] = {0, expert_offsets[e], rows};
-    blocks += (rows + block_rows - 1) / block_rows;
+    const unsigned row = min(static_cast<unsigned>(expert_offsets[e]), rows);
+    const unsigned own = min(static_cast<unsigned>(max(tokens_per_expert[e], 0)), rows - row);
+    experts[e] = {0, static_cast<int>(row), static_cast<int>(own)};
+    blocks = min(blocks + (own + block_rows - 1) / block_rows, most);
   }
-  int up_to = blocks;  // of this warp's lanes up to this one
+  unsigned up_to = blocks;  // of this warp's lanes up to this one
   for (int step = 1; step < 32; step *= 2) {
-    const int below = __shfl_up_sync(~0u, up_to, step);
+    const unsigned below = __shfl_up_sync(~0u, up_to, step);
     if (lane >= step) up_to += below;
   }
-  if (lane == 31) warp_blocks[warp] = up_to;
+  if (lane == 31) warp_blocks[warp] = min(up_to, most);
   __syncthreads();
-  int first = up_to - blocks;
+  unsigned first = up_to - blocks;
   for (int w = 0; w < warp; ++w) first += warp_blocks[w];
   for (int e = begin; e < end; ++e) {
-    experts[e].first_block = first;
+    first = min(first, most);
+    experts[e].first_block = static_cast<int>(first);
     first += (experts[e].rows + block_rows - 1) / block_rows;
   }
-  if (threadIdx.x == kWarps * 32 - 1) experts[num_experts].first_block = first;
+  if (threadIdx.x == kWarps * 32 - 1) experts[num_experts].first_block = static_cast<int>(min(first, most));
   __syncthreads();
 }
 

@@ -69,7 +69,7 @@ int shared_bytes(int num_experts) {
 // An early launch may begin, and ask for weights, while the launch before it ends. That one must not be early, so that
 // all which this one reads beside its rows is there.
 template <class Tile, class T, class Kernel>
-void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStream_t stream) {
+void launch(Kernel kernel, const GroupedGemm<T>& product, cudaStream_t stream) {
   constexpr int kReserved = 1024;  // what every block takes of shared memory for the system
   const int bytes = shared_bytes<Tile>(product.num_experts);
   const Device& device = current_device();
@@ -82,7 +82,7 @@ void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStre
 
   // No more blocks than there can be pieces: of each expert that has rows, the last block of rows may be a part.
   const int64_t columns = product.gating == Gating::none ? Tile::kWeights : Tile::kWeights / 2;
-  const int64_t row_blocks = rows / Tile::kRows + std::min<int64_t>(rows, product.num_experts);
+  const int64_t row_blocks = product.rows / Tile::kRows + std::min(product.rows, product.num_experts);
   const int64_t pieces = row_blocks * ceil_div(product.columns, columns);
   const int grid = static_cast<int>(std::min<int64_t>(pieces, int64_t{resident} * device.multiprocessors));
   cudaLaunchAttribute overlap;
@@ -96,8 +96,9 @@ void launch(Kernel kernel, const GroupedGemm<T>& product, int64_t rows, cudaStre
   config.attrs = &overlap;
   config.numAttrs = product.early && device.overlaps ? 1 : 0;
   check_cuda(cudaLaunchKernelEx(&config, kernel, product.in, product.row_tokens, product.weights, product.bias,
-                                product.expert_offsets, product.tokens_per_expert, product.out, product.num_experts,
-                                product.depth, product.columns, product.gating, product.activation, product.early),
+                                product.expert_offsets, product.tokens_per_expert, product.out, product.in_rows,
+                                product.rows, product.num_experts, product.depth, product.columns, product.gating,
+                                product.activation, product.early),
              "grouped_mlp");
   check_cuda(cudaGetLastError(), "grouped_mlp");
 }
@@ -111,7 +112,7 @@ bool aligned(const GroupedGemm<T>& product) {
 }
 
 template <class T>
-void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_expert, cudaStream_t stream) {
+void grouped_gemm(const GroupedGemm<T>& product, int64_t rows_per_expert, cudaStream_t stream) {
   using Few = typename Tiles<T>::Few;
   using Some = typename Tiles<T>::Some;
   using Many = typename Tiles<T>::Many;
@@ -120,7 +121,7 @@ void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_
   const auto fits = [&](auto tile) {
     return shared_bytes<decltype(tile)>(product.num_experts) <= device.block_shared_bytes;
   };
-  const auto run = [&](auto tile, auto kernel) { launch<decltype(tile)>(kernel, product, rows, stream); };
+  const auto run = [&](auto tile, auto kernel) { launch<decltype(tile)>(kernel, product, stream); };
   // The bounds were chosen by times on an H100: bench.gpu --ops grouped_mlp.
   if (!aligned(product)) return run(Unaligned(), grouped_gemm_kernel<T, Unaligned, false>);
   if (rows_per_expert < 24 && fits(Few())) return run(Few(), grouped_gemm_kernel<T, Few, true>);
@@ -135,31 +136,36 @@ void grouped_gemm(const GroupedGemm<T>& product, int64_t rows, int64_t rows_per_
 }  // namespace
 
 template <class T>
-void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
+void grouped_mlp(const T* x, int64_t x_rows, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
                  const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
                  const int32_t* tokens_per_expert, int64_t rows, int64_t expected_rows, const GroupedMlp& config,
                  T* hidden_rows, T* y, cudaStream_t stream) {
-  if (rows == 0 || config.num_experts == 0) return;
+  if (rows == 0 || x_rows == 0 || config.num_experts == 0) return;
+  if (std::max(x_rows, rows) >= kMaxRows) {
+    throw std::invalid_argument("grouped_mlp takes fewer than 2**30 rows on CUDA, got " +
+                                std::to_string(std::max(x_rows, rows)));
+  }
   const int64_t expected = std::clamp<int64_t>(expected_rows, 1, rows);
   const int64_t rows_per_expert = expected / std::min(expected, config.num_experts);
   const auto experts = static_cast<int>(config.num_experts);
   const auto hidden = static_cast<int>(config.hidden), intermediate = static_cast<int>(config.intermediate);
+  const auto in_rows = static_cast<int>(x_rows), out_rows = static_cast<int>(rows);
   const Gating gating = !config.gated ? Gating::none : config.interleaved ? Gating::interleaved : Gating::concat;
 
   const auto activation = static_cast<int>(config.activation);
   const GroupedGemm<T> up{x,           row_tokens, gate_up_proj, gate_up_bias, expert_offsets, tokens_per_expert,
-                          hidden_rows, experts,    hidden,       intermediate, gating,         activation,
-                          false};
-  grouped_gemm(up, rows, rows_per_expert, stream);
+                          hidden_rows, in_rows,    out_rows,     experts,      hidden,         intermediate,
+                          gating,      activation, false};
+  grouped_gemm(up, rows_per_expert, stream);
   const bool early = rows_per_expert <= 128;  // else a launch is nothing beside the product
-  const GroupedGemm<T> down{hidden_rows, nullptr, down_proj,    down_bias, expert_offsets, tokens_per_expert,
-                            y,           experts, intermediate, hidden,    Gating::none,   kNoActivation,
-                            early};
-  grouped_gemm(down, rows, rows_per_expert, stream);
+  const GroupedGemm<T> down{hidden_rows,       nullptr, down_proj,    down_bias,     expert_offsets,
+                            tokens_per_expert, y,       out_rows,     out_rows,      experts,
+                            intermediate,      hidden,  Gating::none, kNoActivation, early};
+  grouped_gemm(down, rows_per_expert, stream);
 }
 
-#define CAPMOE_GROUPED_MLP(T)                                                                                 \
-  template void grouped_mlp(const T*, const int32_t*, const T*, const T*, const T*, const T*, const int32_t*, \
+#define CAPMOE_GROUPED_MLP(T)                                                                                          \
+  template void grouped_mlp(const T*, int64_t, const int32_t*, const T*, const T*, const T*, const T*, const int32_t*, \
                             const int32_t*, int64_t, int64_t, const GroupedMlp&, T*, T*, cudaStream_t)
 
 CAPMOE_GROUPED_MLP(float);

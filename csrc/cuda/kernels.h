@@ -55,16 +55,19 @@ void route(const T* logits, const float* bias, const Gate& gate, const bool* tok
            const Select& select, const Selection& out, cudaStream_t stream);
 
 // Copies row row_tokens[n] of hidden_states [T, row_bytes] to row n of x [N, row_bytes]; skips what is outside [0, T).
+// row_bytes is even, as are both addresses.
 void dispatch(const void* hidden_states, const int32_t* row_tokens, int64_t tokens, int64_t rows, int64_t row_bytes,
               void* x, cudaStream_t stream);
 
-// The experts on their rows: two launches, up and down. x is [N, H], or, where row_tokens is given, [T, H] gathered
-// through it. Biases may be null: gate_up_bias [E, 2F] (or [E, F]), down_bias [E, H]. hidden_rows [N, F] is scratch.
-// `expected_rows` (the host's guess of how many rows there are, at most N) chooses the tiles and never the result.
-// Sums in float32; h is rounded once to T. Rows of no expert are neither read nor written. Offsets, counts and the
-// tokens of experts' rows are trusted: nothing looks whether they lie within x and y.
+// The experts on their rows: two launches, up and down. x is [x_rows, H]: the N rows, or, where row_tokens is given,
+// T tokens gathered through it. Biases may be null: gate_up_bias [E, 2F] (or [E, F]), down_bias [E, H]. hidden_rows
+// [N, F] is scratch. `expected_rows` (the host's guess of how many rows there are, at most N) chooses the tiles and
+// never the result. Sums in float32; h is rounded once to T. Rows of no expert are neither read nor written. Whatever
+// the integers on the device are, no other memory is touched: an expert has no rows beyond N, and none where its offset
+// or count is negative; a row whose token is outside [0, T) is made of another token, and what is in a row of two
+// experts is unspecified.
 template <class T>
-void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
+void grouped_mlp(const T* x, int64_t x_rows, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
                  const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
                  const int32_t* tokens_per_expert, int64_t rows, int64_t expected_rows, const GroupedMlp& config,
                  T* hidden_rows, T* y, cudaStream_t stream);

@@ -38,18 +38,19 @@ __device__ void scan_offsets(const Team& team, const Problem& problem, const int
   if (team.rank() == 0) offsets[problem.experts] = all;
 }
 
-// -1 in every row that no token has: the end of each expert's rows, and of the buffer.
+// -1 in every row that no token has: the end of each expert's rows, and of the buffer. Unsigned: offsets beyond 31
+// bits, of a caller's own buffer size, are beyond its end.
 template <class Problem>
 __device__ void pad_rows(const Problem& problem, const int* counts, const int* offsets) {
   const int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
   if (problem.config.padded_rows >= 0 || problem.config.row_alignment > 1) {
     for (int expert = thread / 32; expert < problem.experts; expert += threads / 32) {
-      const int start = offsets[expert] + counts[expert];
-      const int end = min(offsets[expert + 1], problem.rows);
-      for (int row = start + lane_id(); row < end; row += 32) problem.out.row_tokens[row] = -1;
+      const unsigned start = offsets[expert] + counts[expert];
+      const unsigned end = min(static_cast<unsigned>(offsets[expert + 1]), static_cast<unsigned>(problem.rows));
+      for (unsigned row = start + lane_id(); row < end; row += 32) problem.out.row_tokens[row] = -1;
     }
   }
-  for (int row = offsets[problem.experts] + thread; row < problem.rows; row += threads) {
+  for (unsigned row = offsets[problem.experts] + thread; row < static_cast<unsigned>(problem.rows); row += threads) {
     problem.out.row_tokens[row] = -1;
   }
 }

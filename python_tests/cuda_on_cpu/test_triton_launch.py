@@ -32,9 +32,9 @@ def without_a_mask(x, out, block: tl.constexpr):
 
 
 @triton.jit
-def write_an_input(x: tl.const, out):
+def write_an_input(x: tl.const, address, out):
     tl.store(out, 1.0)
-    tl.store(x.to(tl.int64).to(tl.pointer_type(tl.float32)), 1.0)
+    tl.store(address.to(tl.pointer_type(tl.float32)), tl.load(x) + 1.0)
 
 
 @triton.jit
@@ -157,9 +157,9 @@ def test_out_of_bounds(seed):
 
 
 def test_a_write_to_a_const_pointer():
-    out = torch.zeros(1)
+    x, out = torch.zeros(1), torch.zeros(1)
     with triton_emulation(), pytest.raises(errors.ReadOnly):
-        write_an_input[(1,)](torch.zeros(1), out)
+        write_an_input[(1,)](x, x.data_ptr(), out)
     assert out.item() == 1
 
 

@@ -1,5 +1,6 @@
 """Compiled CUDA launchers, with their real ``<<<>>>``, on CPU tensors: a stand-in for libcudart."""
 
+from .kernels import registered_kernels
 from .libraries import open_library
 from .memory import device_memory, raising_problems
 from .record import LaunchRecord, Options, Record, emulation, recording
@@ -16,4 +17,5 @@ __all__ = [
     "open_library",
     "raising_problems",
     "recording",
+    "registered_kernels",
 ]

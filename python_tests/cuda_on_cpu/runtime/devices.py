@@ -33,8 +33,9 @@ class Product(NamedTuple):
     l2_bytes: int
 
 
-# NVIDIA's white papers: A100 40 GB SXM, H100 SXM, B200.
+# NVIDIA's white papers: T4, A100 40 GB SXM, H100 SXM, B200.
 PRODUCTS = {
+    "sm_75": Product(40, 64 * 1024, 4 * 2**20),
     "sm_80": Product(108, 164 * 1024, 40 * 2**20),
     "sm_90": Product(132, 228 * 1024, 50 * 2**20),
     "sm_100": Product(148, 228 * 1024, 126 * 2**20),
@@ -52,7 +53,7 @@ def device_numbers(arch: str, multiprocessors: int | None = None) -> DeviceNumbe
         multiprocessors or product.multiprocessors,
         product.shared_per_multiprocessor,
         LIMITS[arch].shared,
-        2048,
-        32,
+        LIMITS[arch].threads_per_multiprocessor,
+        LIMITS[arch].blocks_per_multiprocessor,
         product.l2_bytes,
     )

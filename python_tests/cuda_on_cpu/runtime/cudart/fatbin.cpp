@@ -1,5 +1,6 @@
 // What nvcc's static initialisers register: fat binaries with their PTX, kernels and variables.
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <utility>
@@ -92,6 +93,16 @@ extern "C" {
 uint64_t standin_images(const Module* module, const Image** first) {
   *first = module->images.data();
   return module->images.size();
+}
+
+// Kernel number `index` of all that are registered; 0 beyond the last.
+int standin_kernel(uint64_t index, const Module** module, const char** name) {
+  const auto& kernels = registry().kernels;
+  if (index >= kernels.size()) return 0;
+  const Kernel& kernel = *std::next(kernels.begin(), static_cast<ptrdiff_t>(index))->second;
+  *module = kernel.module;
+  *name = kernel.name.c_str();
+  return 1;
 }
 
 void** __cudaRegisterFatBinary(void* wrapper) {
