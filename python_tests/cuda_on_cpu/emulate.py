@@ -86,13 +86,13 @@ class Kernel:
         shape = self._shape(grid, block, dynamic_shared, wanted)
         memory = self._arguments(args)
         twin = None
-        if gpu.can_run(self.target, args, wanted):
+        if gpu.can_run(self.target, wanted):
             twin = gpu.Twin(self.name, self.entry.params, args)
         try:
             report = self._emulate(shape, memory, wanted)
             if twin is not None:
                 on_gpu = self.loaded.on_gpu
-                twin.confirm(on_gpu, shape.grid, shape.block, dynamic_shared, wanted.on_gpu)
+                twin.confirm(on_gpu, shape.grid, shape.block, dynamic_shared, wanted)
         finally:
             if twin is not None:
                 twin.free()

@@ -66,7 +66,7 @@ def run(ptx: str, seed: int, name: str = NAME, maps: Maps = Maps(), shape=(M, N,
         tensor_map(c, maps.box_c),
     )
     grid = -(-m // TILE_M), -(-n // TILE_N)
-    launch = {"seed": seed, "max_steps": 2_000_000}
+    launch = {"seed": seed, "max_steps": 2_000_000, "on_gpu": 2e-2}
     report = emulate(ptx, name)[grid, 384, SHARED](*args, -(-k // TILE_K), **launch)
     assert (room[m:] == 7).all()
     return c, a.float() @ b.float().T, report

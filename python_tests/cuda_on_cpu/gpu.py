@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import gpu_launch
 from .arguments import Const, Empty, TensorMap, pack
 from .options import Agreement, Options
 from .parse import Variable
@@ -73,11 +74,9 @@ def runs(target: str) -> bool:
     return capability() == wanted if target[-1] in "af" else capability() >= wanted > 0
 
 
-def can_run(target: str, args: tuple, wanted: Options) -> bool:
+def can_run(target: str, wanted: Options) -> bool:
     """Whether the launch can be repeated there: other memory than tensors is not known to it."""
-    plain = not (wanted.buffers or wanted.cluster or wanted.cooperative)
-    maps = any(isinstance(value, TensorMap) for value in args)
-    return bool(wanted.on_gpu) and plain and not maps and runs(target)
+    return bool(wanted.on_gpu) and not wanted.buffers and runs(target)
 
 
 class Module:
@@ -100,10 +99,16 @@ class Module:
         return out
 
 
-def tensor_of(value):
+def tensor_of(value) -> torch.Tensor | None:
     """The tensor of an argument that is one, in whatever wrapping; None for others."""
     inner = value.tensor if isinstance(value, Const | Empty) else value
     return inner if isinstance(inner, torch.Tensor) else None
+
+
+def tensors_of(value) -> list[torch.Tensor]:
+    """The tensors whose memory an argument gives to a kernel."""
+    wrapped = value.tensors if isinstance(value, TensorMap) else [value]
+    return [tensor for tensor in map(tensor_of, wrapped) if tensor is not None]
 
 
 class Copy(NamedTuple):
@@ -126,8 +131,7 @@ class Twin:
         assert self.cuda is not None
         self.device: dict[int, Copy] = {}  # by the address of the storage
         for value in args:
-            tensor = tensor_of(value)
-            if tensor is not None:
+            for tensor in tensors_of(value):
                 self._upload(tensor.untyped_storage())
 
     def _upload(self, storage: torch.UntypedStorage) -> None:
@@ -141,7 +145,18 @@ class Twin:
         self.device[base] = Copy(storage, allocated, at)
         check(cuda, cuda.cuMemcpyHtoD_v2(at, ctypes.c_void_p(base), ctypes.c_size_t(size)))
 
+    def _there(self, address: int) -> int:
+        """Where a byte of a tensor is on the GPU."""
+        for base, copy in self.device.items():
+            if base <= address < base + copy.storage.nbytes():
+                return (copy.at.value or 0) + address - base
+        raise ValueError(f"no tensor of the launch has the address {address:#x}")
+
     def _parameter(self, variable: Variable, value) -> bytes:
+        if isinstance(value, TensorMap):
+            error, data = gpu_launch.encode(self.cuda, value, self._there)
+            check(self.cuda, error)
+            return data
         tensor = tensor_of(value)
         if tensor is None:
             return pack(variable, value, [])
@@ -156,29 +171,24 @@ class Twin:
             self.cuda.cuMemFree_v2(copy.allocated)
         self.device.clear()
 
-    def confirm(
-        self, module: Module, grid, block, dynamic_shared: int, agreement: Agreement
-    ) -> None:
+    def confirm(self, module: Module, grid, block, dynamic_shared: int, wanted: Options) -> None:
         """Raises MismatchError where the tensors, which the emulator wrote, do not agree."""
-        self._run(module, grid, block, dynamic_shared)
+        self._run(module, grid, block, dynamic_shared, wanted)
         for number, value in enumerate(self.args):
-            tensor = tensor_of(value)
-            wanted = agreement
+            agreement: Agreement = wanted.on_gpu
             if isinstance(agreement, dict):
-                wanted = agreement.get(number, True)
-            if tensor is not None and tensor.numel() and wanted:
-                self._compare(number, tensor, wanted)
+                agreement = agreement.get(number, True)
+            for tensor in tensors_of(value):
+                if tensor.numel() and agreement:
+                    self._compare(number, tensor, agreement)
 
-    def _run(self, module: Module, grid, block, dynamic_shared: int) -> None:
+    def _run(self, module: Module, grid, block, dynamic_shared: int, wanted: Options) -> None:
         cuda = self.cuda
         texts = [self._parameter(*p) for p in zip(self.variables, self.args, strict=True)]
         held = [ctypes.create_string_buffer(text, max(len(text), 1)) for text in texts]
         pointers = (ctypes.c_void_p * max(len(held), 1))(*map(ctypes.addressof, held))
         function = module.function(self.name, dynamic_shared)
-        check(
-            cuda,
-            cuda.cuLaunchKernel(function, *grid, *block, dynamic_shared, None, pointers, None),
-        )
+        check(cuda, gpu_launch.start(cuda, function, grid, block, dynamic_shared, wanted, pointers))
         check(cuda, cuda.cuCtxSynchronize())
 
     def _compare(self, number: int, ours: torch.Tensor, wanted: bool | float) -> None:

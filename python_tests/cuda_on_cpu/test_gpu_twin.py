@@ -7,9 +7,12 @@ import ctypes
 import pytest
 import torch
 
-from cuda_on_cpu import Const, Empty, emulate, gpu
+from cuda_on_cpu import Const, Empty, emulate, gpu, gpu_launch, tensor_snippets
 from cuda_on_cpu.errors import OutOfBounds
+from cuda_on_cpu.gpu_launch import Attribute
 from cuda_on_cpu.ptx_snippets import module
+from cuda_on_cpu.tensor_map import tensor_map
+from cuda_on_cpu.tensor_snippets import MAP
 
 STORE = "mad.wide.u32 x0, tid, 4, g1; st.global.u32 [x0], tid;"
 
@@ -40,8 +43,11 @@ class CopyingDriver:
         self.loaded += 1
         return 0
 
-    def cuLaunchKernel(self, *args):  # noqa: N802
-        pointers = ctypes.cast(args[-2][1], ctypes.POINTER(ctypes.c_uint64))
+    def cuLaunchKernelEx(self, config, function, arguments, extra):  # noqa: N802
+        self.config = config._obj
+        array = ctypes.cast(self.config.attributes, ctypes.POINTER(Attribute))
+        self.attributes = [(a.id, *a.value[:3]) for a in array[: self.config.count]]
+        pointers = ctypes.cast(arguments[1], ctypes.POINTER(ctypes.c_uint64))
         self.address = pointers[0]
         ctypes.memmove(self.address, (ctypes.c_int * 4)(*self.result), 16)
         return 0
@@ -98,3 +104,45 @@ def test_floats_may_be_a_little_apart(driver):
         launch(torch.zeros(4), floats, on_gpu=1e-6)
     with pytest.raises(gpu.MismatchError):
         launch(torch.zeros(4), floats)
+
+
+def test_clusters_and_cooperative_launches_are_asked_for(driver):
+    out, two = torch.zeros(4, dtype=torch.int32), module(STORE, 2, target="sm_90")
+    kernel = emulate(two)
+    kernel[2, 4, 48](Const(torch.zeros(1)), out, cluster=2, cooperative=True)
+    assert driver.attributes == [(gpu_launch.CLUSTER_DIMENSION, 2, 1, 1), (2, 1, 0, 0)]
+    assert (*driver.config.grid, *driver.config.block) == (2, 1, 1, 4, 1, 1)
+    assert driver.config.dynamic_shared == 48
+    kernel[1, 4](Const(torch.zeros(1)), out)
+    assert driver.attributes == []
+
+
+def test_a_tensor_map_is_encoded_by_the_driver_for_the_copy(driver, monkeypatch):
+    """The kernel gets the driver's 128 bytes, made of where the tensor lies there."""
+    asked = []
+
+    def encode(place, *numbers):
+        ctypes.memset(place.value, 7, 128)
+        asked.extend(n.value if hasattr(n, "value") else list(n) for n in numbers)
+        return 0
+
+    def start(config, function, arguments, extra):
+        driver.given = ctypes.string_at(arguments[1], 128)
+        ctypes.memmove(asked[2], (ctypes.c_int * 4)(*driver.result), 16)
+        return 0
+
+    monkeypatch.setattr(driver, "cuTensorMapEncodeTiled", encode, raising=False)
+    monkeypatch.setattr(driver, "cuLaunchKernelEx", start)
+    x = torch.zeros(3, 5, 8, dtype=torch.int32)
+    x.view(-1)[:4] = torch.arange(4)
+    a_map = tensor_map(x[:2], (1, 2, 8), swizzle=32)
+    tensor_snippets.run(MAP + "@p0 prefetch.tensormap [x5];", torch.zeros(4), a_map, on_gpu={0: 0})
+    assert driver.given == b"\7" * 128
+    types, rank, address, *rest = asked
+    assert (types, rank) == (3, 3)  # CU_TENSOR_MAP_DATA_TYPE_INT32
+    assert address % 16 == 0
+    assert address != x.data_ptr()
+    assert rest == [[8, 5, 2], [32, 160], [8, 2, 1], [1, 1, 1], 0, 1, 0, 0]
+    driver.result = (0, 1, 9, 3)
+    with pytest.raises(gpu.MismatchError, match="argument 1: 1 of 80 values differ, first 2"):
+        tensor_snippets.run(MAP, torch.zeros(4), a_map, on_gpu={0: 0})
