@@ -19,7 +19,7 @@ import cuda_select as cs
 
 SEEDS = range(4)
 DROPLESS = cm.Capacity()
-TEAMS = pytest.mark.parametrize("warps", [1, 4, 16])
+BLOCKS = pytest.mark.parametrize("warps", [8, 16])
 
 
 def random_ids(tokens, columns, num_experts, seed=0, dtype=torch.int32):
@@ -55,7 +55,7 @@ SHAPES += [(1000, 128, 8), (70, 640, 2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@TEAMS
+@BLOCKS
 def test_dropless(shape, warps):
     for blocks in (1, 3):
         check(asking(*shape), warps=warps, blocks=blocks)
@@ -73,14 +73,14 @@ def test_blocks_that_need_no_barrier(shape):
 
 
 @pytest.mark.parametrize("policy", cs.POLICIES)
-@TEAMS
+@BLOCKS
 def test_capacity_with_ties(policy, warps):
     for seed, limit in zip(SEEDS, (0, 1, 7, 33), strict=True):
         capacity = cm.Capacity(limit=limit, policy=policy, seed=2**40 + 7)
         check(asking(130, 6, 3, capacity, seed, levels=3), warps=warps, seed=seed)
 
 
-@TEAMS
+@BLOCKS
 def test_scores_that_no_number_describes(warps):
     """NaN ranks with -inf, -0 with 0; denormals and infinities are numbers."""
     values = [float("nan"), -float("inf"), float("inf"), 0.0, -0.0, 1e-45, -1e-45, -1.0]
@@ -90,13 +90,31 @@ def test_scores_that_no_number_describes(warps):
         check(asked, warps=warps, seed=limit)
 
 
-@TEAMS
-def test_more_keys_than_shared_memory_lists(warps):
-    """600 tokens are more than a warp lists; 4200, and 10300, more than a block does."""
-    tokens = {1: 600, 4: 4200, 16: 10300}[warps]
+@pytest.mark.parametrize(
+    ("tokens", "warps", "listed"),
+    [(600, 8, 512), (4200, 8, 512), (10300, 16, 1024), (17000, 16, 1024)],
+)
+def test_more_keys_than_a_warp_or_a_block_lists(tokens, warps, listed):
+    """A warp's experts are of 512 asks, a block of 8 warps lists 4096, of 16 warps 16384."""
     for seed, levels in ((0, None), (1, 2)):
         asked = asking(tokens, 2, 2, cm.Capacity(limit=tokens // 3), seed, levels)
-        check(asked, warps=warps, blocks=2, seed=seed)
+        check(asked, warps=warps, blocks=2, seed=seed, listed=listed)
+
+
+@pytest.mark.parametrize("policy", cs.POLICIES)
+def test_short_lists(policy):
+    """Whether a warp, a block or nobody can list an expert's asks, the same stay."""
+    capacity = cm.Capacity(factor=0.5, policy=policy)
+    for listed in (2, 8, 40):
+        for seed, simple in ((0, True), (1, False), (2, True)):
+            asked = asking(200, 6, 3, capacity, seed, levels=(None, 2)[seed % 2])
+            check(asked, seed=seed, listed=listed, simple=simple)
+
+
+def test_long_rows_are_counted_by_blocks():
+    """More than 1024 words."""
+    for capacity in (DROPLESS, cm.Capacity(factor=0.7)):
+        check(asking(33000, 3, 1, capacity, levels=5), warps=16, blocks=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -169,7 +187,9 @@ def draw_case(r: random.Random) -> tuple[cs.Asked, dict]:
         topk_first=r.random() < 0.4,
     )
     launch = {
-        "warps": r.choice([1, 1, 4, 16]),
+        "warps": r.choice([8, 8, 16]),
+        "listed": r.choice([None, None, 1, 5, 30]),
+        "simple": asked.simple and r.random() < 0.5,
         "blocks": r.choice([1, 2, 5]),
         "seed": r.randrange(4),
     }
@@ -188,7 +208,7 @@ def test_every_schedule_gives_the_same_bits():
     classes = torch.arange(100) % 3
     asked = asking(100, 12, 4, capacity, levels=3, top_k=2, token_priority=classes, rounds=3)
     for seed in SEEDS:
-        for warps, blocks in ((1, 1), (1, 2), (4, 5)):
+        for warps, blocks in ((8, 1), (8, 2), (16, 5)):
             check(asked, warps=warps, blocks=blocks, seed=seed)
 
 
