@@ -63,7 +63,7 @@ def select_kernel(id_type: str, warps: int, simple: bool):
     place = {"id": id_type, "warps": warps, "threads": 32 * (warps or 16), "body": BODIES[warps]}
     place |= {
         "simple": int(simple),
-        "problem": "SimpleProblem<%s>" % id_type if simple else "SelectProblem<%s>" % id_type,
+        "problem": f"SimpleProblem<{id_type}>" if simple else f"SelectProblem<{id_type}>",
     }
     entry = SELECT.format(**place, out=OUT, selection=SELECTION)
     ptx = with_headers(("select_apart.cuh", "select_kernel.cuh"), entry)
@@ -81,7 +81,9 @@ def apart_shape(words: int, columns: int, num_experts: int) -> tuple[int, int]:
     """What the host chooses for blocks that need no barrier: threads, and words of a block."""
     warps = min(16, max(-(-32 * words * columns // 128), -(-num_experts * words // 512)))
     own = 4 * 32 * warps // (32 * columns)
-    own_words = 4 if own < 8 or num_experts > 512 else 8 if own < 16 else 16
+    own_words = 4 if own < 8 else 8 if own < 16 else 16
+    while own_words > 4 and num_experts * own_words > 4096:
+        own_words //= 2
     return min(32 * warps, -(-own_words * 8 * max(columns, 4) // 32) * 32), own_words
 
 
@@ -170,31 +172,23 @@ class Asked:
     @property
     def simple(self) -> bool:
         """Whether the host takes the kernel for a SimpleProblem."""
-        c, rest = self.capacity, (self.token_mask, self.token_priority)
-        return (
-            rest == (None, None)
-            and self.rounds == 1
-            and not (c.max_experts_per_token or (c.experts_per_device or 1) > 1 or self.topk_first)
-        )
+        c, plain = self.capacity, self.token_mask is None and self.token_priority is None
+        more = self.rounds > 1 or c.max_experts_per_token or self.topk_first
+        return plain and not more and (c.experts_per_device or 1) == 1
 
     def _mark(self, id_type: str, marks: tuple, seed: int) -> None:
-        words = 8
+        tokens, columns = self.ids.shape
+        words, all_words = 8, -(-tokens // 32)
         per_word = 4 * self.num_experts * (1 if marks[1] is None else 2)
-        while words > 1 and words * per_word > 48 * 1024:
+        while words > 1 and (words * per_word > 48 * 1024 or words // 2 >= all_words):
             words //= 2
-        launch = mark_kernel(id_type)[-(-self.ids.shape[0] // (32 * words)), 256, words * per_word]
+        pairs = min(tokens, 32 * words) * columns
+        warps = min(8, max(1, -(-max(pairs, self.num_experts * words // 4) // 32)))
+        launch = mark_kernel(id_type)[-(-all_words // words), 32 * warps, words * per_word]
         inputs = (Const(self.ids), Const(self.scores), bytes(self.config()))
         self.reports.append(launch(*inputs, *marks, words, seed=seed))
 
-    def run(
-        self,
-        warps=8,
-        blocks=3,
-        seed=0,
-        repeats: bool = True,
-        listed: int | None = None,
-        simple=None,
-    ) -> dict:
+    def run(self, warps=8, blocks=3, seed=0, repeats=True, listed=None, simple=None) -> dict:
         """The outputs of mark and select; memory is poisoned first."""
         simple = self.simple if simple is None else simple
         listed = listed or {0: 0, 8: 512, 16: 1024}[warps]
@@ -214,6 +208,7 @@ class Asked:
             threads, number = apart_shape(-(-tokens // 32), columns, self.num_experts)
             blocks = -(-tokens // (32 * number))
             shared = 4 * (self.num_experts + 1) + (8 + 8 * number) * self.num_experts
+            assert shared <= 48 * 1024  # more must be asked for
         grid = (blocks if tokens else 1, threads, shared)
         launch = select_kernel(id_type, warps, simple and warps > 0)[grid]
         report = launch(

@@ -170,22 +170,25 @@ __device__ inline void keep_all(const RouteState& state) {
   }
 }
 
+struct RouteProblem : SelectProblem<int32_t> {
+  static constexpr bool kWarpsSuffice = true;  // each lists as many as there are pairs
+};
+
 // One copy of select serves every gate: its arguments lie in shared memory.
-__device__ __noinline__ void select_in_block(const SelectProblem<int32_t>& problem, const TeamMemory& memory,
-                                             int* offsets) {
+__device__ __noinline__ void select_in_block(const RouteProblem& problem, const TeamMemory& memory, int* offsets) {
   select_tokens<kRouteWarps>(problem, memory, offsets);
 }
 
 __device__ __forceinline__ void decide_in_block(const RouteState& state) {
-  __shared__ SelectProblem<int32_t> problem;
+  __shared__ RouteProblem problem;
   __shared__ TeamMemory teams;
   uint32_t* memory = state.memory;
   const RoutePlan& at = state.at;
   if (threadIdx.x == 0) {
     const Marks marks{state.asks(), state.top(), state.keys(), memory + at.counters, false};
-    problem = select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
-                             state.token_mask, state.token_priority, state.select, marks,
-                             reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out);
+    problem = {select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
+                              state.token_mask, state.token_priority, state.select, marks,
+                              reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out)};
     teams = {memory + at.bins, memory + at.lists, at.listed, reinterpret_cast<int*>(memory) + at.partial};
   }
   __syncthreads();

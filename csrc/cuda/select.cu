@@ -16,10 +16,11 @@ size_t slot_bytes(const Select& config) { return align_up(sizeof(SlotWord) * con
 
 // Whether every block can afford to count all marks itself, and nothing but counting is asked.
 bool stands_apart(const Select& config, bool masked) {
-  constexpr int64_t kMaxWords = 16384, kMaxExperts = 1024;
+  constexpr int64_t kMaxExperts = 1024, kMaxTokens = 65535;        // which are counted in 16 bits
+  const int64_t most_words = config.tokens <= 1024 ? 8192 : 4096;  // few tokens have few blocks
   return capacity_of(config, config.tokens) >= config.tokens && !masked && config.reroute_rounds == 1 &&
          config.max_per_token >= config.columns && config.tokens > 0 && config.num_experts <= kMaxExperts &&
-         config.num_experts * words_of(config) <= kMaxWords;
+         config.tokens <= kMaxTokens && config.num_experts * words_of(config) <= most_words;
 }
 
 // Many tokens have more warps of a block, and longer lists.
@@ -34,7 +35,7 @@ int64_t useful_blocks(const Select& config, int warps) {
   const bool bounded = capacity_of(config, config.tokens) < config.tokens;
   const int64_t of_a_block = !bounded || asks <= 256 ? warps : asks <= 1024 ? 2 : 1;
   return std::max(ceil_div(budgets, of_a_block),
-                  ceil_div(config.tokens, chunk_tokens(32 * warps, static_cast<int>(config.columns))));
+                  ceil_div(config.tokens, warps / 8 * chunk_tokens(256, static_cast<int>(config.columns))));
 }
 
 int multiprocessors() {

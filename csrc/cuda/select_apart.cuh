@@ -20,7 +20,8 @@ struct ApartShape {
     const int64_t warps = std::max((pairs + 127) / 128, (marks + 511) / 512);
     threads = static_cast<int>(32 * std::min<int64_t>(kApartThreads / 32, warps));
     const int64_t own = kPairsPerThread * threads / (32 * std::max<int64_t>(columns, 1));
-    own_words = own < 8 || experts > 512 ? 4 : own < 16 ? 8 : 16;  // so that a lane's four words are one block's
+    own_words = own < 8 ? 4 : own < 16 ? 8 : 16;                         // so that a lane's four words are one block's
+    while (own_words > 4 && experts * own_words > 4096) own_words /= 2;  // which fit without being asked for
     threads =
         static_cast<int>(std::min<int64_t>(threads, (own_words * 8 * std::max<int64_t>(columns, 4) + 31) / 32 * 32));
   }
@@ -117,10 +118,12 @@ __device__ __forceinline__ void count_rows(const Problem& problem, const ApartMe
 template <class Problem>
 __device__ __forceinline__ void select_apart(const Problem& problem, int own_words, void* shared) {
   const ApartMemory memory(shared, problem.experts, own_words);
-  const int lanes = lanes_per_row(problem.words), each = 32 / lanes, stride = blockDim.x / 32 * each;
-  const int own = threadIdx.x / 32 * each + lane_id() / lanes;
+  const int lanes_log = row_lanes_log(problem.words), lanes = 1 << lanes_log;
+  const int stride = blockDim.x >> lanes_log, own = threadIdx.x >> lanes_log;
   if (problem.experts <= stride) {
-    count_rows<1>(problem, memory, own, stride, lanes);
+    if (static_cast<int>((threadIdx.x & ~31u) >> lanes_log) < problem.experts) {
+      count_rows<1>(problem, memory, own, stride, lanes);
+    }
   } else {
     constexpr int kAtOnce = 4;  // loads in flight
 #pragma unroll 1

@@ -33,17 +33,18 @@ __device__ __forceinline__ void cut_budget(const Team& team, const Problem& prob
   team.sync();
 }
 
-// A warp's rows, `each` experts at a time; it cuts the budgets that it can list. True where it leaves some.
+// A warp's rows, each of 2**lanes_log lanes, or a budget's one after the other; it cuts the budgets that it can list.
+// True where it leaves some.
 template <class Problem>
-__device__ __forceinline__ bool decide_by_warp(const Team<1>& warp, const Problem& problem, int budget, int each,
+__device__ __forceinline__ bool decide_by_warp(const Team<1>& warp, const Problem& problem, int budget, int lanes_log,
                                                bool first_time) {
   const bool alone = problem.sharing() == 1;
   const int warps = gridDim.x * (blockDim.x / 32), own = blockIdx.x + threadIdx.x / 32 * gridDim.x;
-  const int lanes = alone ? 32 / each : 32;
+  const int lanes = 1 << lanes_log, each = alone ? 32 >> lanes_log : problem.sharing();
   bool leaves = false;
 #pragma unroll 1
   for (int first = own * each; first < problem.experts; first += warps * each) {
-    const int asked = alone ? number_rows_at_once(problem, first, lanes, first_time).asks
+    const int asked = alone ? number_rows_at_once(problem, first, lanes_log, first_time).asks
                             : number_rows(warp, problem, first, first_time);
     uint32_t over = __ballot_sync(kWholeWarp, (lane_id() & (lanes - 1)) == 0 && asked > budget);
     if (over != 0) warp.sync();  // the slots that others wrote
@@ -54,7 +55,7 @@ __device__ __forceinline__ bool decide_by_warp(const Team<1>& warp, const Proble
         leaves = true;
         continue;
       }
-      cut_budget(warp, problem, first + leader / lanes, budget, asks);
+      cut_budget(warp, problem, first + (leader >> lanes_log), budget, asks);
     }
   }
   return leaves;
@@ -83,28 +84,33 @@ __device__ __forceinline__ void decide_by_block(const Block& block, const Proble
   }
 }
 
-// Experts that a warp numbers together. Those over their budget are cut one after the other, so that each has a warp of
-// its own where there are enough.
+// Lanes of a row, as a logarithm. Budgets that are exceeded are cut one after the other, so that each has a warp of its
+// own where there are enough.
 template <class Problem>
-__device__ __forceinline__ int experts_at_once(const Problem& problem, int budget) {
-  if (problem.sharing() > 1) return problem.sharing();
+__device__ __forceinline__ int lanes_of_rows(const Problem& problem, int budget) {
   const int warps = gridDim.x * (blockDim.x / 32);
-  return warps < problem.experts || budget >= problem.tokens ? 32 / lanes_per_row(problem.words) : 1;
+  const bool apart = problem.sharing() > 1 || (warps >= problem.experts && budget < problem.tokens);
+  return apart ? 5 : row_lanes_log(problem.words);
 }
 
 // Every budget, by all blocks of the grid.
 template <int kWarps, class Problem>
 __device__ __forceinline__ void decide_all(const TeamMemory& memory, const Problem& problem, int budget,
                                            bool first_time) {
-  constexpr int kLongRow = 1024;  // words that are too many for a warp
-  const int each = experts_at_once(problem, budget);
-  const bool by_block = problem.words > kLongRow;
-  bool left = by_block;
-  if (!by_block) {
-    left = decide_by_warp(Team<1>(memory), problem, budget, each, first_time);
-    if (budget < problem.tokens * int64_t{problem.sharing()}) left = __syncthreads_or(left);
+  constexpr int kMostWords = 1024;  // of a budget's rows, for a warp
+  const int lanes_log = lanes_of_rows(problem, budget);
+  if constexpr (Problem::kWarpsSuffice) {
+    decide_by_warp(Team<1>(memory), problem, budget, lanes_log, first_time);
+  } else {
+    const bool by_block = int64_t{problem.words} * problem.sharing() > kMostWords;
+    const int each = problem.sharing() > 1 ? problem.sharing() : 32 >> lanes_log;
+    bool left = by_block;
+    if (!by_block) {
+      left = decide_by_warp(Team<1>(memory), problem, budget, lanes_log, first_time);
+      if (budget < problem.tokens * int64_t{problem.sharing()}) left = __syncthreads_or(left);
+    }
+    if (left) decide_by_block(Team<kWarps>(memory), problem, budget, each, by_block, first_time);
   }
-  if (left) decide_by_block(Team<kWarps>(memory), problem, budget, each, by_block, first_time);
 }
 
 }  // namespace capmoe::cuda

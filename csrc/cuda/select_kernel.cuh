@@ -76,8 +76,9 @@ __device__ __forceinline__ void select_tokens(const Problem& problem, const Team
   }
   __syncthreads();
   finish_experts(problem, counts, offsets);
-  finish_tokens(problem, offsets, chunk_tokens(blockDim.x, problem.columns),
-                [&](int expert, int word) { return problem.slots[problem.word(expert, word)]; });
+  finish_tokens(problem, offsets, problem.chunk * (kWarps / 8), [&](int expert, int word) {
+    return problem.slots[static_cast<unsigned>(expert * problem.words + word)];
+  });
 }
 
 template <int kWarps, class Problem>

@@ -62,9 +62,9 @@ __device__ __forceinline__ void settle_asks(const Problem& problem, int expert, 
   }
 }
 
-// Lanes that share an expert's row where each takes four words at a time: a power of two.
-__device__ __forceinline__ int lanes_per_row(int words) {
-  return words <= 4 ? 1 : words > 64 ? 32 : 1 << (30 - __clz(words - 1));
+// Lanes that share an expert's row where each takes four words at a time: the logarithm of a power of two.
+__device__ __forceinline__ int row_lanes_log(int words) {
+  return words <= 4 ? 0 : words > 64 ? 5 : 30 - __clz(words - 1);
 }
 
 // One row by `lanes` consecutive lanes of the warp; other lanes do theirs. `expert` -1: none.
@@ -141,10 +141,10 @@ __device__ int number_rows(const Team& team, const Problem& problem, int first, 
 
 // As many rows at once as short rows leave lanes for; each row's lanes return its own counts.
 template <class Problem>
-__device__ RowCounts number_rows_at_once(const Problem& problem, int first, int lanes, bool first_time) {
-  const int own = first + lane_id() / lanes, expert = own < problem.experts ? own : -1;
+__device__ RowCounts number_rows_at_once(const Problem& problem, int first, int lanes_log, bool first_time) {
+  const int lanes = 1 << lanes_log, own = first + (lane_id() >> lanes_log), expert = own < problem.experts ? own : -1;
   const RowCounts counts = number_row(problem, expert, lanes, first_time);
-  if (expert >= 0 && lane_id() % lanes == 0) write_counts(problem, expert, counts, first_time);
+  if (expert >= 0 && (lane_id() & (lanes - 1)) == 0) write_counts(problem, expert, counts, first_time);
   return counts;
 }
 

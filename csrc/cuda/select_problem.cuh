@@ -12,6 +12,14 @@ struct alignas(8) SlotWord {
   uint32_t before;  // tokens kept in earlier words
 };
 
+constexpr int kPairsPerThread = 4;
+
+// Tokens that a block takes at a time: so many that their pairs, too, come in fours.
+__host__ __device__ inline int chunk_tokens(int threads, int columns) {
+  const int tokens = columns < 1 ? threads : kPairsPerThread * threads / columns;
+  return tokens < 4 ? 4 : tokens / 4 * 4;
+}
+
 // What experts that share one may keep of so many real tokens; more than int holds is no bound.
 __host__ __device__ inline int budget_among(const Select& config, int64_t tokens) {
   const int64_t budget = capacity_of(config, tokens) * config.unit;
@@ -20,6 +28,8 @@ __host__ __device__ inline int budget_among(const Select& config, int64_t tokens
 
 template <class Id>
 struct SelectProblem {
+  static constexpr bool kWarpsSuffice = false;  // whether a warp can list whatever asks for one budget
+
   const Id* ids;                  // [T, K]
   const float* weights;           // [T, K]
   const float* scores;            // [T, K]
@@ -31,6 +41,7 @@ struct SelectProblem {
   uint32_t* mask_words;  // [W]: token_mask in bits
   Selection out;
   int tokens, columns, experts, words, unit, rows;
+  int chunk;       // tokens that a block of 256 threads takes at a time
   int budget;      // of `unit` experts, where all tokens are real
   bool rerouting;  // tokens ask in rounds
   bool aligned;    // four columns of a token may be loaded and stored at once, where there are four
@@ -107,6 +118,7 @@ __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float*
           (tokens + 31) / 32,
           static_cast<int>(config.unit),
           static_cast<int>(config.rows),
+          chunk_tokens(256, static_cast<int>(config.columns)),
           budget_among(config, tokens),
           rerouting,
           aligned,

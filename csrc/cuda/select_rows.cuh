@@ -6,14 +6,6 @@
 
 namespace capmoe::cuda {
 
-constexpr int kPairsPerThread = 4;
-
-// Tokens that a block takes at a time: so many that their pairs, too, come in fours.
-__host__ __device__ inline int chunk_tokens(int threads, int columns) {
-  const int tokens = columns < 1 ? threads : kPairsPerThread * threads / columns;
-  return tokens < 4 ? 4 : tokens / 4 * 4;
-}
-
 template <class Problem>
 __device__ int rows_of(const Problem& problem, int count) {
   const int padded = static_cast<int>(problem.config.padded_rows);

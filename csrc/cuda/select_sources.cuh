@@ -50,12 +50,13 @@ class AskedKeys {
   }
 
  private:
-  // A warp is not asked for more than it can list.
-  __device__ bool listed() const { return Team::kWarp || asked_ <= team_.listed; }
+  static constexpr int kAtOnce = 4;  // loads in flight
+
+  // A warp is not asked for more than it can list. A list first has places of pairs, of 32 bits.
+  __device__ bool listed() const { return Team::kWarp || (asked_ <= team_.listed && items_ <= 1 << 27); }
 
   template <class Use>
   __device__ __forceinline__ void fetch(int item, uint32_t asks, Use use) const {
-    constexpr int kAtOnce = 4;  // loads in flight
     if (keys_.made()) {
 #pragma unroll 1
       for (uint32_t bits = asks; bits != 0; bits &= bits - 1) use(keys_.make(item, __ffs(bits) - 1), bits & -bits);
@@ -77,16 +78,43 @@ class AskedKeys {
     }
   }
 
+  // First whose keys they are, in a loop over each word's bits, then the keys, which keeps all threads busy.
   __device__ __forceinline__ void list() {
     for (int item = team_.rank(); item < items_; item += Team::kSize) {
       const SlotWord asks = slots_[item];
       uint32_t* to = team_.list + asks.before;
-      fetch(item, asks.kept, [&](uint32_t key, uint32_t) {
-        bits_.add(key);
-        *to++ = key;
-      });
+#pragma unroll 1
+      for (uint32_t bits = asks.kept; bits != 0; bits &= bits - 1) *to++ = item * 32 + __ffs(bits) - 1;
     }
     team_.sync();
+    if (keys_.made()) {
+#pragma unroll 1
+      for (int i = team_.rank(); i < asked_; i += Team::kSize)
+        add(i, keys_.make(team_.list[i] / 32, team_.list[i] % 32));
+    } else {
+#pragma unroll 1
+      for (int start = team_.rank(); start < asked_; start += kAtOnce * Team::kSize) load_listed(start);
+    }
+    team_.sync();
+  }
+
+  __device__ __forceinline__ void load_listed(int start) {
+    uint32_t loaded[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int place = start + i * Team::kSize;
+      if (place < asked_) loaded[i] = keys_.load(team_.list[place] / 32, team_.list[place] % 32);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int place = start + i * Team::kSize;
+      if (place < asked_) add(place, loaded[i]);
+    }
+  }
+
+  __device__ __forceinline__ void add(int place, uint32_t key) {
+    bits_.add(key);
+    team_.list[place] = key;
   }
 
   const Team& team_;

@@ -64,12 +64,12 @@ class Team {
   int listed;
 
   __device__ explicit Team(const TeamMemory& block) : listed(block.listed * kWarps), partial_(block.partial) {
-    const int team = threadIdx.x / kSize;
+    const int team = kWarp ? threadIdx.x / 32 : 0;
     bins = block.bins + team * kBins;
     list = block.lists + team * listed;
   }
 
-  __device__ int rank() const { return threadIdx.x % kSize; }
+  __device__ int rank() const { return kWarp ? lane_id() : threadIdx.x; }
 
   __device__ void sync() const {
     if (kWarp) {
@@ -85,10 +85,7 @@ class Team {
     __syncthreads();
     if (lane_id() == 0) partial_[threadIdx.x / 32] = value;
     __syncthreads();
-    int total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += partial_[w];
-    return total;
+    return warp_sum(of_each_warp(), 32);
   }
 
   // Of all members' keys.
@@ -96,18 +93,14 @@ class Team {
     bits.all = __reduce_and_sync(kWholeWarp, bits.all);
     bits.any = __reduce_or_sync(kWholeWarp, bits.any);
     if (kWarp) return bits;
-    auto* each = reinterpret_cast<uint32_t*>(partial_);
     __syncthreads();
     if (lane_id() == 0) {
-      each[threadIdx.x / 32] = bits.all;
-      each[kWarps + threadIdx.x / 32] = bits.any;
+      partial_[threadIdx.x / 32] = static_cast<int>(bits.all);
+      partial_[kWarps + threadIdx.x / 32] = static_cast<int>(bits.any);
     }
     __syncthreads();
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      bits.all &= each[w];
-      bits.any |= each[kWarps + w];
-    }
+    bits.all = __reduce_and_sync(kWholeWarp, partial_[lane_id() % kWarps]);
+    bits.any = __reduce_or_sync(kWholeWarp, partial_[kWarps + lane_id() % kWarps]);
     return bits;
   }
 
@@ -123,13 +116,9 @@ class Team {
     __syncthreads();
     if (lane_id() == 31) partial_[warp] = inclusive;
     __syncthreads();
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      const int held = partial_[w];
-      if (w < warp) before += held;
-      *total += held;
-    }
-    return before;
+    const int held = of_each_warp();
+    *total += warp_sum(held, 32);
+    return before + warp_sum(lane_id() < warp ? held : 0, 32);
   }
 
   // Gives everyone what the first warp has.
@@ -145,6 +134,9 @@ class Team {
   }
 
  private:
+  // What warp `lane` has left, in that lane; 0 in those beyond.
+  __device__ int of_each_warp() const { return lane_id() < kWarps ? partial_[lane_id()] : 0; }
+
   int* partial_;  // unused by a warp
 };
 
