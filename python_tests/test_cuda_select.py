@@ -112,9 +112,11 @@ def test_short_lists(policy):
 
 
 def test_long_rows_are_counted_by_blocks():
-    """More than 1024 words."""
+    """More than 1024 words of one budget."""
     for capacity in (DROPLESS, cm.Capacity(factor=0.7)):
         check(asking(33000, 3, 1, capacity, levels=5), warps=16, blocks=2)
+    shared = cm.Capacity(factor=0.5, scope="device", experts_per_device=8)
+    check(asking(4200, 8, 2, shared, levels=3), blocks=2, listed=20)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -140,10 +142,8 @@ def test_a_row_beyond_the_callers_buffer_is_not_written():
 
 def draw_case(r: random.Random) -> tuple[cs.Asked, dict]:
     """One adversarial combination of all options, and how it is launched."""
-    tokens, experts = (
-        r.choice([0, 1, 2, 31, 32, 33, 100, 257]),
-        r.choice([1, 2, 8, 12, 60, 64, 128]),
-    )
+    tokens = r.choice([0, 1, 2, 31, 32, 33, 100, 257])
+    experts = r.choice([1, 2, 8, 12, 60, 64, 128])
     columns = min(experts, r.choice([1, 2, 3, 4, 8, experts if experts <= 16 else 8]))
     rounds = min(columns, r.choice([1, 1, 1, 2, 3]))
     unit = r.choice([d for d in range(1, experts + 1) if experts % d == 0]) if rounds == 1 else 1
