@@ -16,8 +16,6 @@ from cuda_on_cpu import Const, emulate
 from cuda_sources import compiled, folder, per_sources
 
 COUNTERS = 4
-# Of a block of select, by the warps that decide a budget together. 0: blocks that need no barrier.
-THREADS = {1: 256, 4: 128, 16: 512, 0: 256}
 POLICIES = ("score", "keep_first", "keep_last", "random")
 OUTPUTS = (
     "expert_ids",
@@ -34,23 +32,23 @@ OUT = """int32_t* expert_ids, float* out_weights, int32_t* rows, int32_t* row_to
     int32_t* offsets, int32_t* counts, int32_t* demand"""
 SELECTION = "expert_ids, out_weights, rows, row_tokens, offsets, counts, demand"
 SELECT = """
-extern "C" __global__ void __launch_bounds__({threads}) select_{id}_{warps}(
+extern "C" __global__ void __launch_bounds__({threads}) select_{id}_{warps}_{simple}(
     const {id}* ids, const float* weights, const float* scores, const bool* mask,
     const int64_t* priority, const __grid_constant__ capmoe::Select config, uint32_t* asks,
     uint32_t* top, uint32_t* keys, uint32_t* counters, int repeats, SlotWord* slots,
-    uint32_t* mask_words, {out}) {{
+    uint32_t* mask_words, int number, {out}) {{
   extern __shared__ uint4 shared[];
-  const auto problem = select_problem(
+  const {problem} problem{{select_problem(
       ids, weights, scores, mask, priority, config, {{asks, top, keys, counters, repeats != 0}},
-      slots, mask_words, {{{selection}}});
+      slots, mask_words, {{{selection}}})}};
   {body};
 }}
 """
+# By the warps of a block; 0: blocks that need no barrier.
 BODIES = {
-    0: "select_apart(problem, shared)",
-    1: "select_in_static_memory<1>(problem, reinterpret_cast<int*>(shared))",
-    4: "select_in_static_memory<4>(problem, reinterpret_cast<int*>(shared))",
-    16: "select_in_static_memory<16>(problem, reinterpret_cast<int*>(shared))",
+    0: "select_apart(problem, number, shared)",
+    8: "select_in_shared_memory<8>(problem, number, shared)",
+    16: "select_in_shared_memory<16>(problem, number, shared)",
 }
 
 
@@ -61,11 +59,15 @@ def with_headers(headers: tuple[str, ...], entries: str) -> str:
 
 
 @per_sources
-def select_kernel(id_type: str, warps: int):
-    place = {"id": id_type, "warps": warps, "threads": THREADS[warps], "body": BODIES[warps]}
+def select_kernel(id_type: str, warps: int, simple: bool):
+    place = {"id": id_type, "warps": warps, "threads": 32 * (warps or 16), "body": BODIES[warps]}
+    place |= {
+        "simple": int(simple),
+        "problem": f"SimpleProblem<{id_type}>" if simple else f"SelectProblem<{id_type}>",
+    }
     entry = SELECT.format(**place, out=OUT, selection=SELECTION)
     ptx = with_headers(("select_apart.cuh", "select_kernel.cuh"), entry)
-    return emulate(ptx, f"select_{id_type}_{warps}")
+    return emulate(ptx, f"select_{id_type}_{warps}_{int(simple)}")
 
 
 @per_sources
@@ -73,6 +75,16 @@ def mark_kernel(id_type: str):
     ptx = compiled(folder() / "mark.cu")
     mangled = {"int32_t": "IiE", "int64_t": "IlE"}[id_type]
     return emulate(ptx, re.search(rf"\.entry (\w+mark_kernel{mangled}\w+)", ptx)[1])
+
+
+def apart_shape(words: int, columns: int, num_experts: int) -> tuple[int, int]:
+    """What the host chooses for blocks that need no barrier: threads, and words of a block."""
+    warps = min(16, max(-(-32 * words * columns // 128), -(-num_experts * words // 512)))
+    own = 4 * 32 * warps // (32 * columns)
+    own_words = 4 if own < 8 else 8 if own < 16 else 16
+    while own_words > 4 and num_experts * own_words > 4096:
+        own_words //= 2
+    return min(32 * warps, -(-own_words * 8 * max(columns, 4) // 32) * 32), own_words
 
 
 class Bound(ctypes.Structure):
@@ -157,17 +169,29 @@ class Asked:
         out = {name: poisoned(*shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
         return out | {"weights": torch.full(pairs, float("nan"))}
 
+    @property
+    def simple(self) -> bool:
+        """Whether the host takes the kernel for a SimpleProblem."""
+        c, plain = self.capacity, self.token_mask is None and self.token_priority is None
+        more = self.rounds > 1 or c.max_experts_per_token or self.topk_first
+        return plain and not more and (c.experts_per_device or 1) == 1
+
     def _mark(self, id_type: str, marks: tuple, seed: int) -> None:
-        words = 8
+        tokens, columns = self.ids.shape
+        words, all_words = 8, -(-tokens // 32)
         per_word = 4 * self.num_experts * (1 if marks[1] is None else 2)
-        while words > 1 and words * per_word > 48 * 1024:
+        while words > 1 and (words * per_word > 48 * 1024 or words // 2 >= all_words):
             words //= 2
-        launch = mark_kernel(id_type)[-(-self.ids.shape[0] // (32 * words)), 256, words * per_word]
+        pairs = min(tokens, 32 * words) * columns
+        warps = min(8, max(1, -(-max(pairs, self.num_experts * words // 4) // 32)))
+        launch = mark_kernel(id_type)[-(-all_words // words), 32 * warps, words * per_word]
         inputs = (Const(self.ids), Const(self.scores), bytes(self.config()))
         self.reports.append(launch(*inputs, *marks, words, seed=seed))
 
-    def run(self, warps: int = 1, blocks: int = 3, seed: int = 0, repeats: bool = True) -> dict:
+    def run(self, warps=8, blocks=3, seed=0, repeats=True, listed=None, simple=None) -> dict:
         """The outputs of mark and select; memory is poisoned first."""
+        simple = self.simple if simple is None else simple
+        listed = listed or {0: 0, 8: 512, 16: 1024}[warps]
         tokens, columns = self.ids.shape
         words = -(-tokens // 32) * self.num_experts
         sizes = (words, words, self.num_experts * tokens, COUNTERS)
@@ -178,16 +202,20 @@ class Asked:
         if tokens > 0:
             self._mark(id_type, (asks, top, keys, counters), seed)
         out = self.poisoned_outputs()
-        shared = 4 * (self.num_experts + 1)
+        threads, number = 32 * warps, listed
+        shared = 16 * ((self.num_experts + 4) // 4) + 4 * warps * (256 + listed)
         if warps == 0:
-            blocks, shared = -(-tokens // 128), shared + 36 * self.num_experts
-        grid = (blocks if tokens else 1, THREADS[warps], shared)
-        launch = select_kernel(id_type, warps)[grid]
+            threads, number = apart_shape(-(-tokens // 32), columns, self.num_experts)
+            blocks = -(-tokens // (32 * number))
+            shared = 4 * (self.num_experts + 1) + (8 + 8 * number) * self.num_experts
+            assert shared <= 48 * 1024  # more must be asked for
+        grid = (blocks if tokens else 1, threads, shared)
+        launch = select_kernel(id_type, warps, simple and warps > 0)[grid]
         report = launch(
             *(Const(self.ids), Const(self.weights), Const(self.scores)),
             *(constant(self.token_mask), constant(self.token_priority), bytes(self.config())),
             *(asks, constant(top), constant(keys), counters, int(repeats)),
-            *(poisoned(2 * words), poisoned(-(-tokens // 32)), *out.values()),
+            *(poisoned(2 * words), poisoned(-(-tokens // 32)), number, *out.values()),
             seed=seed,
             resident=blocks,
         )

@@ -19,7 +19,7 @@ import cuda_select as cs
 
 SEEDS = range(4)
 DROPLESS = cm.Capacity()
-TEAMS = pytest.mark.parametrize("warps", [1, 4, 16])
+BLOCKS = pytest.mark.parametrize("warps", [8, 16])
 
 
 def random_ids(tokens, columns, num_experts, seed=0, dtype=torch.int32):
@@ -55,13 +55,13 @@ SHAPES += [(1000, 128, 8), (70, 640, 2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@TEAMS
+@BLOCKS
 def test_dropless(shape, warps):
     for blocks in (1, 3):
         check(asking(*shape), warps=warps, blocks=blocks)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES[1:], (4300, 9, 3)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[1:], (4300, 9, 3), (300, 512, 1)], ids=str)
 def test_blocks_that_need_no_barrier(shape):
     """Nothing bounds the experts; everything else is as everywhere."""
     _, experts, columns = shape
@@ -73,14 +73,14 @@ def test_blocks_that_need_no_barrier(shape):
 
 
 @pytest.mark.parametrize("policy", cs.POLICIES)
-@TEAMS
+@BLOCKS
 def test_capacity_with_ties(policy, warps):
     for seed, limit in zip(SEEDS, (0, 1, 7, 33), strict=True):
         capacity = cm.Capacity(limit=limit, policy=policy, seed=2**40 + 7)
         check(asking(130, 6, 3, capacity, seed, levels=3), warps=warps, seed=seed)
 
 
-@TEAMS
+@BLOCKS
 def test_scores_that_no_number_describes(warps):
     """NaN ranks with -inf, -0 with 0; denormals and infinities are numbers."""
     values = [float("nan"), -float("inf"), float("inf"), 0.0, -0.0, 1e-45, -1e-45, -1.0]
@@ -90,13 +90,33 @@ def test_scores_that_no_number_describes(warps):
         check(asked, warps=warps, seed=limit)
 
 
-@TEAMS
-def test_more_keys_than_shared_memory_lists(warps):
-    """600 tokens are more than a warp lists; 4200, and 10300, more than a block does."""
-    tokens = {1: 600, 4: 4200, 16: 10300}[warps]
+@pytest.mark.parametrize(
+    ("tokens", "warps", "listed"),
+    [(600, 8, 512), (4200, 8, 512), (10300, 16, 1024), (17000, 16, 1024)],
+)
+def test_more_keys_than_a_warp_or_a_block_lists(tokens, warps, listed):
+    """A warp's experts are of 512 asks, a block of 8 warps lists 4096, of 16 warps 16384."""
     for seed, levels in ((0, None), (1, 2)):
         asked = asking(tokens, 2, 2, cm.Capacity(limit=tokens // 3), seed, levels)
-        check(asked, warps=warps, blocks=2, seed=seed)
+        check(asked, warps=warps, blocks=2, seed=seed, listed=listed)
+
+
+@pytest.mark.parametrize("policy", cs.POLICIES)
+def test_short_lists(policy):
+    """Whether a warp, a block or nobody can list an expert's asks, the same stay."""
+    capacity = cm.Capacity(factor=0.5, policy=policy)
+    for listed in (2, 8, 40):
+        for seed, simple in ((0, True), (1, False), (2, True)):
+            asked = asking(200, 6, 3, capacity, seed, levels=(None, 2)[seed % 2])
+            check(asked, seed=seed, listed=listed, simple=simple)
+
+
+def test_long_rows_are_counted_by_blocks():
+    """More than 1024 words of one budget."""
+    for capacity in (DROPLESS, cm.Capacity(factor=0.7)):
+        check(asking(33000, 3, 1, capacity, levels=5), warps=16, blocks=2)
+    shared = cm.Capacity(factor=0.5, scope="device", experts_per_device=8)
+    check(asking(4200, 8, 2, shared, levels=3), blocks=2, listed=20)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -122,10 +142,8 @@ def test_a_row_beyond_the_callers_buffer_is_not_written():
 
 def draw_case(r: random.Random) -> tuple[cs.Asked, dict]:
     """One adversarial combination of all options, and how it is launched."""
-    tokens, experts = (
-        r.choice([0, 1, 2, 31, 32, 33, 100, 257]),
-        r.choice([1, 2, 8, 12, 60, 64, 128]),
-    )
+    tokens = r.choice([0, 1, 2, 31, 32, 33, 100, 257])
+    experts = r.choice([1, 2, 8, 12, 60, 64, 128])
     columns = min(experts, r.choice([1, 2, 3, 4, 8, experts if experts <= 16 else 8]))
     rounds = min(columns, r.choice([1, 1, 1, 2, 3]))
     unit = r.choice([d for d in range(1, experts + 1) if experts % d == 0]) if rounds == 1 else 1
@@ -151,15 +169,9 @@ def draw_case(r: random.Random) -> tuple[cs.Asked, dict]:
     if r.random() < 0.3:
         scores[torch.rand(tokens, columns, generator=g) < 0.2] = r.choice([float("nan"), -0.0])
     classes = torch.randint(-2, 2, (tokens,), generator=g) * r.choice([1, 2**40, 2**62])
+    weights, top_k = floats(tokens, columns, 9), r.choice([columns, max(1, columns // 2)])
     asked = cs.Asked(
-        *(
-            ids,
-            floats(tokens, columns, 9),
-            scores,
-            experts,
-            cm.Capacity(**options),
-            r.choice([columns, max(1, columns // 2)]),
-        ),
+        *(ids, weights, scores, experts, cm.Capacity(**options), top_k),
         token_mask=torch.rand(tokens, generator=g) < 0.7 if r.random() < 0.4 else None,
         token_priority=classes if r.random() < 0.4 else None,
         kept_weight_sum=r.choice([None, None, 1.0, 2.5]),
@@ -169,7 +181,9 @@ def draw_case(r: random.Random) -> tuple[cs.Asked, dict]:
         topk_first=r.random() < 0.4,
     )
     launch = {
-        "warps": r.choice([1, 1, 4, 16]),
+        "warps": r.choice([8, 8, 16]),
+        "listed": r.choice([None, None, 1, 5, 30]),
+        "simple": asked.simple and r.random() < 0.5,
         "blocks": r.choice([1, 2, 5]),
         "seed": r.randrange(4),
     }
@@ -188,21 +202,22 @@ def test_every_schedule_gives_the_same_bits():
     classes = torch.arange(100) % 3
     asked = asking(100, 12, 4, capacity, levels=3, top_k=2, token_priority=classes, rounds=3)
     for seed in SEEDS:
-        for warps, blocks in ((1, 1), (1, 2), (4, 5)):
+        for warps, blocks in ((8, 1), (8, 2), (16, 5)):
             check(asked, warps=warps, blocks=blocks, seed=seed)
 
 
-# Warp instructions of PTX per pair, of one block: waiting for other blocks depends on the schedule.
+# Warp instructions of PTX per pair, of one block: waiting for others depends on the schedule.
 # They are what was reached: a change that costs more must say so here.
 @pytest.mark.parametrize(
     ("shape", "factor", "warps", "most"),
     [
-        ((64, 64, 8), None, 0, 5.5),
-        ((1024, 64, 8), None, 0, 5.5),
-        ((4096, 64, 8), None, 1, 2.5),
-        ((4096, 128, 8), None, 1, 2.8),
-        ((4096, 8, 2), None, 1, 3.2),
-        ((4096, 64, 8), 1.0, 4, 6.8),
+        ((64, 64, 8), None, 0, 3.5),
+        ((1024, 64, 8), None, 0, 3.7),
+        ((1024, 256, 8), None, 0, 6.6),
+        ((4096, 64, 8), None, 8, 1.7),
+        ((4096, 128, 8), None, 8, 2.0),
+        ((4096, 8, 2), None, 0, 5.6),
+        ((4096, 64, 8), 1.0, 8, 5.5),
     ],
     ids=str,
 )
@@ -215,3 +230,20 @@ def test_instructions_of_select(shape, factor, warps, most):
     )
     assert select <= most
     assert mark <= (4.0 if tokens > 64 else 6.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "classes", "most"), [(12000, 1, 2.4), (20000, 1, 4.0), (12000, 3, 6.0)], ids=str
+)
+def test_instructions_of_an_expert_that_everyone_asks_for(tokens, classes, most):
+    """Per ask, to cut it: whether a block can list the keys or not, and with priorities."""
+    weights = floats(tokens, 1)
+    ids = torch.zeros(tokens, 1, dtype=torch.int32)
+    priority = None if classes == 1 else torch.arange(tokens) % classes
+    spent = []
+    for limit in (tokens // 3, tokens):
+        capacity = cm.Capacity(limit=limit)
+        asked = cs.Asked(ids, weights, weights, 1, capacity, token_priority=priority)
+        asked.assert_selected(asked.run(warps=16, blocks=1, repeats=False))
+        spent.append(asked.reports[-1].counts["warp_instructions"])
+    assert (spent[0] - spent[1]) / tokens <= most

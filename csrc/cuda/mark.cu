@@ -8,7 +8,7 @@
 namespace capmoe::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // at most
 
 // Where a block's marks are built: bits of [E][words] in asks and, of the first top_k columns, in top.
 struct BlockMarks {
@@ -35,7 +35,7 @@ __device__ void mark_few_columns(const Id* ids, const float* scores, const Selec
                                  uint32_t* keys, int first_token, int tokens) {
   const int columns = static_cast<int>(config.columns), at_once = 32 / columns;
   const int lane = threadIdx.x % 32, place = lane / columns, column = lane % columns;
-  for (int start = threadIdx.x / 32 * at_once; start < tokens; start += kThreads / 32 * at_once) {
+  for (int start = threadIdx.x / 32 * at_once; start < tokens; start += blockDim.x / 32 * at_once) {
     const int local = start + place;
     const bool inside = place < at_once && local < tokens;
     const Id id = inside ? ids[(int64_t{first_token} + local) * columns + column] : -1;
@@ -52,7 +52,7 @@ template <class Id>
 __device__ void mark_many_columns(const Id* ids, const float* scores, const Select& config, const BlockMarks& block,
                                   uint32_t* keys, int first_token, int tokens) {
   const int columns = static_cast<int>(config.columns);
-  for (int i = threadIdx.x; i < tokens * columns; i += kThreads) {
+  for (int i = threadIdx.x; i < tokens * columns; i += blockDim.x) {
     const int local = i / columns, column = i % columns;
     const Id* row = ids + (int64_t{first_token} + local) * columns;
     const Id id = row[column];
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads)
   const int first = blockIdx.x * words, here = min(words, all_words - first);
   const int tokens = static_cast<int>(min(config.tokens - int64_t{first} * 32, int64_t{words} * 32));
   const BlockMarks block{marks, top == nullptr ? nullptr : marks + experts * words, words};
-  for (int i = threadIdx.x; i < experts * words * (top == nullptr ? 1 : 2); i += kThreads) marks[i] = 0;
+  for (int i = threadIdx.x; i < experts * words * (top == nullptr ? 1 : 2); i += blockDim.x) marks[i] = 0;
   if (blockIdx.x == 0 && threadIdx.x < kSelectCounters) counters[threadIdx.x] = 0;
   __syncthreads();
   if (config.columns > 0 && config.columns <= 32) {
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   // Powers of two, so that the division is a shift.
   const int shift = 31 - __clz(words);
-  for (int i = threadIdx.x; i < experts << shift; i += kThreads) {
+  for (int i = threadIdx.x; i < experts << shift; i += blockDim.x) {
     const int expert = i >> shift, word = i & (words - 1);
     if (word >= here) continue;
     const size_t to = size_t(expert) * all_words + first + word;
@@ -98,13 +98,17 @@ template <class Id>
 void mark(const Id* ids, const float* scores, const Select& config, const Marks& marks, cudaStream_t stream) {
   if (config.tokens == 0) return;
   const int64_t bytes_per_word = sizeof(uint32_t) * config.num_experts * (marks.top == nullptr ? 1 : 2);
+  const int64_t all_words = ceil_div(config.tokens, 32);
   int words = 8;  // of an expert: a sector of memory
-  while (words > 1 && words * bytes_per_word > 48 * 1024) words /= 2;
+  while (words > 1 && (words * bytes_per_word > 48 * 1024 || words / 2 >= all_words)) words /= 2;
+  const int64_t pairs = std::min(config.tokens, int64_t{32} * words) * config.columns;
+  const int64_t warps = ceil_div(std::max(pairs, config.num_experts * words / 4), 32);
+  const int threads = 32 * static_cast<int>(std::clamp<int64_t>(warps, 1, kThreads / 32));
   const size_t shared = static_cast<size_t>(words * bytes_per_word);
   if (shared > 48 * 1024) allow_all_shared(mark_kernel<Id>, shared, "select");
-  const auto blocks = static_cast<unsigned>(ceil_div(ceil_div(config.tokens, 32), words));
-  mark_kernel<Id><<<blocks, kThreads, shared, stream>>>(ids, scores, config, marks.asks, marks.top, marks.keys,
-                                                        marks.counters, words);
+  const auto blocks = static_cast<unsigned>(ceil_div(all_words, words));
+  mark_kernel<Id><<<blocks, threads, shared, stream>>>(ids, scores, config, marks.asks, marks.top, marks.keys,
+                                                       marks.counters, words);
   check_cuda(cudaGetLastError(), "mark");
 }
 

@@ -6,7 +6,7 @@
 
 namespace capmoe::cuda {
 
-constexpr int kRouteWarps = select_threads(1) / 32;  // at most
+constexpr int kRouteWarps = 8;  // at most
 
 // A piece of shared memory for `count` values of four bytes; pieces keep to 16 bytes.
 __host__ __device__ inline int take_words(int& end, int64_t count) {
@@ -17,14 +17,14 @@ __host__ __device__ inline int take_words(int& end, int64_t count) {
 
 // What the host works out: where things lie in dynamic shared memory, in words of four bytes, and a few numbers.
 struct RoutePlan {
-  int ids, weights, scores;     // [T, K]
-  int asks, top, slots, keys;   // as in Marks and SelectProblem
-  int mask, counters, offsets;  // offsets [E + 1]
-  int lists, bins, partial;     // as in TeamMemory
-  int gate, gate_words;         // [warps][gate_words]
-  int words;                    // in all
-  int capacity;                 // of all T tokens; where it is exceeded, select decides
-  bool general;                 // select decides in any case
+  int ids, weights, scores;          // [T, K]
+  int asks, top, slots, keys;        // as in Marks and SelectProblem
+  int mask, counters, offsets;       // offsets [E + 1]
+  int lists, listed, bins, partial;  // as in TeamMemory
+  int gate, gate_words;              // [warps][gate_words]
+  int words;                         // in all
+  int capacity;                      // of all T tokens; where it is exceeded, select decides
+  bool general;                      // select decides in any case
 
   __host__ __device__ RoutePlan(const Select& select, bool masked, int warps, int64_t gate_bytes) {
     const int64_t tokens = select.tokens, row_words = (tokens + 31) / 32, pairs = tokens * select.columns;
@@ -43,9 +43,10 @@ struct RoutePlan {
     mask = take_words(words, row_words);
     counters = take_words(words, kSelectCounters);
     offsets = take_words(words, select.num_experts + 1);
-    lists = take_words(words, bounded ? warps * tokens : 0);
+    listed = static_cast<int>(pairs);  // no budget has more
+    lists = take_words(words, bounded ? warps * pairs : 0);
     bins = take_words(words, bounded ? warps * kBins : 0);
-    partial = take_words(words, kRouteWarps + 3);
+    partial = take_words(words, 2 * kRouteWarps + 3);
     gate_words = static_cast<int>(gate_bytes / 4);
     gate = take_words(words, int64_t{warps} * gate_words);
   }
@@ -169,23 +170,26 @@ __device__ inline void keep_all(const RouteState& state) {
   }
 }
 
+struct RouteProblem : SelectProblem<int32_t> {
+  static constexpr bool kWarpsSuffice = true;  // each lists as many as there are pairs
+};
+
 // One copy of select serves every gate: its arguments lie in shared memory.
-__device__ __noinline__ void select_in_block(const SelectProblem<int32_t>& problem, const TeamMemory& memory,
-                                             int* offsets) {
-  select_tokens<1>(problem, memory, offsets);
+__device__ __noinline__ void select_in_block(const RouteProblem& problem, const TeamMemory& memory, int* offsets) {
+  select_tokens<kRouteWarps>(problem, memory, offsets);
 }
 
 __device__ __forceinline__ void decide_in_block(const RouteState& state) {
-  __shared__ SelectProblem<int32_t> problem;
+  __shared__ RouteProblem problem;
   __shared__ TeamMemory teams;
   uint32_t* memory = state.memory;
   const RoutePlan& at = state.at;
   if (threadIdx.x == 0) {
     const Marks marks{state.asks(), state.top(), state.keys(), memory + at.counters, false};
-    problem = select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
-                             state.token_mask, state.token_priority, state.select, marks,
-                             reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out);
-    teams = {memory + at.bins, memory + at.lists, state.tokens, reinterpret_cast<int*>(memory) + at.partial};
+    problem = {select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
+                              state.token_mask, state.token_priority, state.select, marks,
+                              reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out)};
+    teams = {memory + at.bins, memory + at.lists, at.listed, reinterpret_cast<int*>(memory) + at.partial};
   }
   __syncthreads();
   select_in_block(problem, teams, state.offsets());

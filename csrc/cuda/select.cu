@@ -14,28 +14,28 @@ int64_t words_of(const Select& config) { return ceil_div(config.tokens, 32); }
 
 size_t slot_bytes(const Select& config) { return align_up(sizeof(SlotWord) * config.num_experts * words_of(config)); }
 
-// Warps of the teams that decide budgets: the more ask for one, the more of them; one also numbers what nothing bounds.
-int team_warps(const Select& config) {
-  const bool bounded = capacity_of(config, config.tokens) < config.tokens;
-  const int64_t asks = config.tokens * config.columns * config.unit / config.num_experts;
-  if (asks <= (bounded ? 256 : 8192)) return 1;
-  return asks <= 2048 ? 4 : 16;
-}
-
 // Whether every block can afford to count all marks itself, and nothing but counting is asked.
 bool stands_apart(const Select& config, bool masked) {
-  constexpr int64_t kMaxWords = 4096, kMaxExperts = 1024;
+  constexpr int64_t kMaxExperts = 1024, kMaxTokens = 65535;        // which are counted in 16 bits
+  const int64_t most_words = config.tokens <= 1024 ? 8192 : 4096;  // few tokens have few blocks
   return capacity_of(config, config.tokens) >= config.tokens && !masked && config.reroute_rounds == 1 &&
          config.max_per_token >= config.columns && config.tokens > 0 && config.num_experts <= kMaxExperts &&
-         config.num_experts * words_of(config) <= kMaxWords;
+         config.tokens <= kMaxTokens && config.num_experts * words_of(config) <= most_words;
+}
+
+// Many tokens have more warps of a block, and longer lists.
+SelectShape shape_for(const Select& config) {
+  return config.tokens <= 8192 ? SelectShape{8, 512} : SelectShape{16, 1024};
 }
 
 // Blocks that have something to do; the kernel is right with any number.
 int64_t useful_blocks(const Select& config, int warps) {
   if (config.tokens == 0) return 1;  // nobody has zeroed the barrier
-  const int threads = select_threads(warps);
-  const int64_t deciding = ceil_div(config.num_experts / config.unit, threads / (32 * warps));
-  return std::max(deciding, ceil_div(config.tokens, chunk_tokens(threads, static_cast<int>(config.columns))));
+  const int64_t budgets = config.num_experts / config.unit, asks = config.tokens * config.columns / budgets;
+  const bool bounded = capacity_of(config, config.tokens) < config.tokens;
+  const int64_t of_a_block = !bounded || asks <= 256 ? warps : asks <= 1024 ? 2 : 1;
+  return std::max(ceil_div(budgets, of_a_block),
+                  ceil_div(config.tokens, warps / 8 * chunk_tokens(256, static_cast<int>(config.columns))));
 }
 
 int multiprocessors() {
@@ -49,20 +49,20 @@ int multiprocessors() {
   return count;
 }
 
-template <class Id, int kWarps>
-void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
-  auto* kernel = &select_kernel<Id, kWarps>;
-  const size_t shared = sizeof(int) * (problem.config.num_experts + 1);
-  if (shared > 4 * 1024) allow_all_shared(kernel, shared, "select");  // beside 42 KiB of static ones at most
+template <int kWarps, class Problem>
+void launch(const Problem& problem, const SelectShape& shape, cudaStream_t stream) {
+  auto* kernel = &select_kernel<Problem, kWarps>;
+  const auto shared = static_cast<size_t>(shape.shared_bytes(problem.experts));
+  if (shared > 46 * 1024) allow_all_shared(kernel, shared, "select");  // beside a few static bytes
   int64_t blocks = useful_blocks(problem.config, kWarps);
   if (blocks > 1) {
     int resident = 0;
-    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, select_threads(kWarps), shared),
-               "select");
+    check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 32 * kWarps, shared), "select");
     blocks = std::min<int64_t>(blocks, int64_t{resident} * multiprocessors());
   }
-  void* arguments[] = {const_cast<SelectProblem<Id>*>(&problem)};
-  const dim3 grid(static_cast<unsigned>(blocks)), block(select_threads(kWarps));
+  int listed = shape.listed;
+  void* arguments[] = {const_cast<Problem*>(&problem), &listed};
+  const dim3 grid(static_cast<unsigned>(blocks)), block(32 * kWarps);
   const void* function = reinterpret_cast<const void*>(kernel);
   if (blocks > 1) {
     check_cuda(cudaLaunchCooperativeKernel(function, grid, block, arguments, shared, stream), "select");
@@ -71,10 +71,21 @@ void launch(const SelectProblem<Id>& problem, cudaStream_t stream) {
   }
 }
 
+template <class Problem>
+void launch(const Problem& problem, cudaStream_t stream) {
+  const SelectShape shape = shape_for(problem.config);
+  if (shape.warps == 8) {
+    launch<8>(problem, shape, stream);
+  } else {
+    launch<16>(problem, shape, stream);
+  }
+}
+
 template <class Id>
 void launch_apart(const SelectProblem<Id>& problem, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(ceil_div(problem.tokens, kApartTokens));
-  select_apart_kernel<<<blocks, kApartThreads, ApartMemory::bytes(problem.experts), stream>>>(problem);
+  const ApartShape shape(problem.words, problem.columns, problem.experts);
+  const auto blocks = static_cast<unsigned>(ceil_div(problem.words, shape.own_words));
+  select_apart_kernel<<<blocks, shape.threads, shape.shared_bytes(problem.experts), stream>>>(problem, shape.own_words);
   check_cuda(cudaGetLastError(), "select");
 }
 
@@ -86,6 +97,10 @@ template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
             const int64_t* token_priority, const Select& config, const Marks& marks, void* scratch,
             const Selection& out, cudaStream_t stream) {
+  if (config.num_experts * words_of(config) > INT32_MAX) {
+    throw std::invalid_argument("select takes fewer than 2**36 pairs of token and expert on CUDA, got " +
+                                std::to_string(config.num_experts * config.tokens));
+  }
   if (config.tokens * config.columns > INT32_MAX / 2) {
     throw std::invalid_argument("select takes fewer than 2**30 pairs on CUDA, got " +
                                 std::to_string(config.tokens * config.columns));
@@ -98,13 +113,10 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
     launch_apart(problem, stream);
     return;
   }
-  switch (team_warps(config)) {
-    case 1:
-      return launch<Id, 1>(problem, stream);
-    case 4:
-      return launch<Id, 4>(problem, stream);
-    default:
-      return launch<Id, 16>(problem, stream);
+  if (SimpleProblem<Id>::fits(problem)) {
+    launch(SimpleProblem<Id>{problem}, stream);
+  } else {
+    launch(problem, stream);
   }
 }
 

@@ -4,24 +4,27 @@
 #include "grid_barrier.cuh"
 #include "select_compete.cuh"
 #include "select_rows.cuh"
+#include "select_tokens.cuh"
 
 namespace capmoe::cuda {
 
-constexpr int64_t kUnlimited = INT64_MAX;
+constexpr int kUnlimited = INT32_MAX;
 constexpr int kFewExperts = 512;  // whose offsets a warp adds up
 
-// Where warps decide, a block has eight; else it is one team.
-__host__ __device__ constexpr int select_threads(int team_warps) { return team_warps == 1 ? 256 : 32 * team_warps; }
+// Where offsets and a block's teams lie in dynamic shared memory, in words of four bytes.
+struct SelectShape {
+  int warps, listed;  // of the block; keys in a warp's list
 
-// Keys of an expert that fit in a team's shared memory.
-__host__ __device__ constexpr int listed_keys(int team_warps) {
-  return team_warps == 1 ? 512 : team_warps < 16 ? 4096 : 10240;
-}
+  __host__ __device__ int offsets_words(int64_t experts) const { return static_cast<int>((experts + 4) / 4 * 4); }
+  __host__ __device__ int64_t shared_bytes(int64_t experts) const {
+    return 4 * (offsets_words(experts) + int64_t{warps} * (kBins + listed));
+  }
+};
 
 // Asks of the next round, or none: out.rows says which pairs have asked so far. Without a token nobody has zeroed the
 // counters, nor asks.
 template <class Problem>
-__device__ bool next_round(const Problem& problem, GridBarrier& barrier, int64_t round, uint32_t& asked) {
+__device__ bool next_round(const Problem& problem, GridBarrier& barrier, int round, uint32_t& asked) {
   if (round >= problem.config.reroute_rounds || problem.tokens == 0) return false;
   ask_on(problem, round == 0);
   barrier.sync();
@@ -31,22 +34,21 @@ __device__ bool next_round(const Problem& problem, GridBarrier& barrier, int64_t
 }
 
 // Who is kept: slots and tokens_per_expert, as every block sees them.
-template <class Team, class Problem>
-__device__ void decide(const Team& team, const Problem& problem) {
+template <int kWarps, class Problem>
+__device__ __forceinline__ void decide(const TeamMemory& memory, const Problem& problem) {
   GridBarrier barrier(problem.marks.counters + kArrivals);
-  int64_t real = problem.tokens;
-  if (problem.token_mask != nullptr && real > 0) {
+  int budget = problem.budget;
+  if (problem.masked() && problem.tokens > 0) {
     read_mask(problem);
     barrier.sync();
-    real = *const_cast<volatile uint32_t*>(problem.marks.counters + kRealTokens);
+    budget = problem.budget_of(*const_cast<volatile uint32_t*>(problem.marks.counters + kRealTokens));
   }
-  const int64_t budget = capacity_of(problem.config, real) * problem.unit;
-  int64_t round = 0, bound = problem.reroutes() ? kUnlimited : budget;
+  int round = 0, bound = problem.reroutes() ? kUnlimited : budget;
   uint32_t asked = 0;
   bool more_rounds = problem.reroutes(), limit = problem.limits_tokens();
 #pragma unroll 1
   for (bool first_time = true;; first_time = false) {
-    decide_all(team, problem, bound, first_time);
+    decide_all<kWarps>(memory, problem, bound, first_time);
     barrier.sync();
     more_rounds = more_rounds && next_round(problem, barrier, round++, asked);
     if (more_rounds) {
@@ -62,36 +64,37 @@ __device__ void decide(const Team& team, const Problem& problem) {
   }
 }
 
-// All of select, by all threads of the grid. offsets [E + 1] are of shared memory.
-template <int kTeamWarps, class Problem>
+// All of select, by all threads of the grid, of kWarps a block. offsets [E + 1] are of shared memory.
+template <int kWarps, class Problem>
 __device__ __forceinline__ void select_tokens(const Problem& problem, const TeamMemory& memory, int* offsets) {
-  decide(Team<kTeamWarps>(memory), problem);
-  constexpr int kBlockWarps = select_threads(kTeamWarps) / 32;
+  decide<kWarps>(memory, problem);
   const int* counts = problem.out.tokens_per_expert;
   if (problem.experts > kFewExperts) {
-    scan_offsets(Team<kBlockWarps>(memory), problem, counts, offsets);
+    scan_offsets(Team<kWarps>(memory), problem, counts, offsets, [](int, int) {});
   } else if (threadIdx.x < 32) {
-    scan_offsets(Team<1>(memory), problem, counts, offsets);
+    scan_offsets(Team<1>(memory), problem, counts, offsets, [](int, int) {});
   }
   __syncthreads();
   finish_experts(problem, counts, offsets);
-  finish_tokens(problem, offsets, chunk_tokens(blockDim.x, problem.columns),
-                [&](int expert, int word) { return problem.slots[problem.word(expert, word)]; });
+  finish_tokens(problem, offsets, problem.chunk * (kWarps / 8), [&](int expert, int word) {
+    return problem.slots[static_cast<unsigned>(expert * problem.words + word)];
+  });
 }
 
-template <int kTeamWarps, class Problem>
-__device__ __forceinline__ void select_in_static_memory(const Problem& problem, int* offsets) {
-  constexpr int kTeams = select_threads(kTeamWarps) / (32 * kTeamWarps), kListed = listed_keys(kTeamWarps);
-  __shared__ uint32_t bins[kTeams * kBins], lists[kTeams * kListed];
-  __shared__ int partial[select_threads(kTeamWarps) / 32 + 3];
-  select_tokens<kTeamWarps>(problem, TeamMemory{bins, lists, kListed, partial}, offsets);
+template <int kWarps, class Problem>
+__device__ __forceinline__ void select_in_shared_memory(const Problem& problem, int listed, void* shared) {
+  __shared__ int partial[2 * kWarps + 3];
+  const SelectShape shape{kWarps, listed};
+  auto* offsets = static_cast<int*>(shared);
+  auto* bins = reinterpret_cast<uint32_t*>(offsets + shape.offsets_words(problem.experts));
+  select_tokens<kWarps>(problem, TeamMemory{bins, bins + kWarps * kBins, listed, partial}, offsets);
 }
 
-template <class Id, int kTeamWarps>
-__global__ void __launch_bounds__(select_threads(kTeamWarps), 2)
-    select_kernel(const __grid_constant__ SelectProblem<Id> problem) {
-  extern __shared__ int offsets[];  // [E + 1]
-  select_in_static_memory<kTeamWarps>(problem, offsets);
+template <class Problem, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
+    select_kernel(const __grid_constant__ Problem problem, int listed) {
+  extern __shared__ uint4 select_memory[];
+  select_in_shared_memory<kWarps>(problem, listed, select_memory);
 }
 
 }  // namespace capmoe::cuda

@@ -17,37 +17,25 @@ __device__ __forceinline__ uint32_t pair_hash(uint64_t seed, uint32_t token, uin
   return mix(mix(start + token) + expert);
 }
 
-// A pair's class, then 1 bit for a top-k candidate and 32 of the policy: higher is kept first.
-struct PairKey {
-  uint64_t priority_class, policy;
-};
-
+// What a policy ranks by where it is not the score: higher is kept first.
 template <class Problem>
 __device__ __forceinline__ uint32_t policy_key(const Problem& problem, int token, int expert) {
-  switch (problem.config.policy) {
-    case Policy::keep_first:
-      return ~static_cast<uint32_t>(token);
-    case Policy::keep_last:
-      return static_cast<uint32_t>(token);
-    case Policy::random:
-      return pair_hash(problem.config.seed, token, expert);
-    case Policy::score:
-      break;
-  }
-  return problem.marks.keys[size_t(expert) * problem.tokens + token];
+  if (problem.config.policy == Policy::random) return pair_hash(problem.config.seed, token, expert);
+  return problem.config.policy == Policy::keep_first ? ~static_cast<uint32_t>(token) : static_cast<uint32_t>(token);
 }
 
+// The policy's keys of one expert.
 template <class Problem>
-__device__ PairKey pair_key(const Problem& problem, int token, int expert) {
-  PairKey key{0, policy_key(problem, token, expert)};
-  if (problem.config.topk_first && problem.marks.top != nullptr) {
-    const uint32_t top = problem.marks.top[problem.word(expert, token / 32)];
-    key.policy |= uint64_t{top >> (token % 32) & 1} << 32;
-  }
-  if (problem.token_priority != nullptr) {
-    key.priority_class = static_cast<uint64_t>(problem.token_priority[token]) ^ (uint64_t{1} << 63);
-  }
-  return key;
-}
+struct PolicyKeys {
+  const Problem& problem;
+  int expert;
+  const uint32_t* row;
+
+  __device__ PolicyKeys(const Problem& problem, int expert)
+      : problem(problem), expert(expert), row(problem.marks.keys + size_t(expert) * problem.tokens) {}
+  __device__ bool made() const { return problem.config.policy != Policy::score; }
+  __device__ uint32_t load(int word, int bit) const { return row[word * 32 + bit]; }
+  __device__ uint32_t make(int word, int bit) const { return policy_key(problem, word * 32 + bit, expert); }
+};
 
 }  // namespace capmoe::cuda

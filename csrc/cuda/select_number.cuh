@@ -50,7 +50,7 @@ __device__ __forceinline__ void store_slots(SlotWord* row, int start, int words,
 template <int kWords, class Problem>
 __device__ __forceinline__ void settle_asks(const Problem& problem, int expert, int start, uint32_t (&asks)[kWords]) {
   uint32_t* row = problem.marks.asks + problem.word(expert, 0);
-  if (problem.token_mask != nullptr) {
+  if (problem.masked()) {
     uint32_t real[kWords];
     load_words(problem.mask_words, start, problem.words, real);
 #pragma unroll
@@ -62,9 +62,9 @@ __device__ __forceinline__ void settle_asks(const Problem& problem, int expert, 
   }
 }
 
-// Lanes that share an expert's row where each takes four words at a time: a power of two.
-__device__ __forceinline__ int lanes_per_row(int words) {
-  return words <= 4 ? 1 : words > 64 ? 32 : 1 << (30 - __clz(words - 1));
+// Lanes that share an expert's row where each takes four words at a time: the logarithm of a power of two.
+__device__ __forceinline__ int row_lanes_log(int words) {
+  return words <= 4 ? 0 : words > 64 ? 5 : 30 - __clz(words - 1);
 }
 
 // One row by `lanes` consecutive lanes of the warp; other lanes do theirs. `expert` -1: none.
@@ -72,7 +72,7 @@ template <class Problem>
 __device__ RowCounts number_row(const Problem& problem, int expert, int lanes, bool first_time) {
   const int place = lane_id() & (lanes - 1), words = problem.words;
   const size_t row = problem.word(max(expert, 0), 0);
-  const bool settles = first_time && (problem.token_mask != nullptr || problem.reroutes());
+  const bool settles = first_time && (problem.masked() || problem.reroutes());
   int total = 0, demand = 0;
   for (int start = 4 * place; start - 4 * place < words; start += 4 * lanes) {
     uint32_t asks[4], top[4];
@@ -89,15 +89,14 @@ __device__ RowCounts number_row(const Problem& problem, int expert, int lanes, b
     }
   }
   if (problem.marks.top == nullptr) return {total, total};
-  for (int step = lanes / 2; step > 0; step /= 2) demand += __shfl_xor_sync(kWholeWarp, demand, step);
-  return {total, demand};
+  return {total, warp_sum(demand, lanes)};
 }
 
 // One row by a block.
 template <class Problem, int kWarps>
 __device__ RowCounts number_row(const Team<kWarps>& block, const Problem& problem, int expert, bool first_time) {
   const size_t row = problem.word(expert, 0);
-  const bool settles = first_time && (problem.token_mask != nullptr || problem.reroutes());
+  const bool settles = first_time && (problem.masked() || problem.reroutes());
   int total = 0, demand = 0;
   for (int start = 0; start < problem.words; start += block.kSize) {
     const int word = start + block.rank();
@@ -132,7 +131,7 @@ template <class Team, class Problem>
 __device__ int number_rows(const Team& team, const Problem& problem, int first, bool first_time) {
   int asked = 0;
 #pragma unroll 1
-  for (int expert = first; expert < first + problem.unit; ++expert) {
+  for (int expert = first; expert < first + problem.sharing(); ++expert) {
     const RowCounts counts = number_row(team, problem, expert, first_time);
     asked += counts.asks;
     if (team.rank() == 0) write_counts(problem, expert, counts, first_time);
@@ -142,10 +141,10 @@ __device__ int number_rows(const Team& team, const Problem& problem, int first, 
 
 // As many rows at once as short rows leave lanes for; each row's lanes return its own counts.
 template <class Problem>
-__device__ RowCounts number_rows_at_once(const Problem& problem, int first, int lanes, bool first_time) {
-  const int own = first + lane_id() / lanes, expert = own < problem.experts ? own : -1;
+__device__ RowCounts number_rows_at_once(const Problem& problem, int first, int lanes_log, bool first_time) {
+  const int lanes = 1 << lanes_log, own = first + (lane_id() >> lanes_log), expert = own < problem.experts ? own : -1;
   const RowCounts counts = number_row(problem, expert, lanes, first_time);
-  if (expert >= 0 && lane_id() % lanes == 0) write_counts(problem, expert, counts, first_time);
+  if (expert >= 0 && (lane_id() & (lanes - 1)) == 0) write_counts(problem, expert, counts, first_time);
   return counts;
 }
 

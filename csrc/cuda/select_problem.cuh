@@ -12,8 +12,24 @@ struct alignas(8) SlotWord {
   uint32_t before;  // tokens kept in earlier words
 };
 
+constexpr int kPairsPerThread = 4;
+
+// Tokens that a block takes at a time: so many that their pairs, too, come in fours.
+__host__ __device__ inline int chunk_tokens(int threads, int columns) {
+  const int tokens = columns < 1 ? threads : kPairsPerThread * threads / columns;
+  return tokens < 4 ? 4 : tokens / 4 * 4;
+}
+
+// What experts that share one may keep of so many real tokens; more than int holds is no bound.
+__host__ __device__ inline int budget_among(const Select& config, int64_t tokens) {
+  const int64_t budget = capacity_of(config, tokens) * config.unit;
+  return budget < INT32_MAX ? static_cast<int>(budget) : INT32_MAX;
+}
+
 template <class Id>
 struct SelectProblem {
+  static constexpr bool kWarpsSuffice = false;  // whether a warp can list whatever asks for one budget
+
   const Id* ids;                  // [T, K]
   const float* weights;           // [T, K]
   const float* scores;            // [T, K]
@@ -25,15 +41,22 @@ struct SelectProblem {
   uint32_t* mask_words;  // [W]: token_mask in bits
   Selection out;
   int tokens, columns, experts, words, unit, rows;
-  bool by_four;  // four columns of a token may be loaded and stored at once
+  int chunk;       // tokens that a block of 256 threads takes at a time
+  int budget;      // of `unit` experts, where all tokens are real
+  bool rerouting;  // tokens ask in rounds
+  bool aligned;    // four columns of a token may be loaded and stored at once, where there are four
+  bool plain;      // so may any four pairs, for nothing but the slots decides about them
 
-  __device__ bool reroutes() const { return config.reroute_rounds > 1; }
+  __device__ bool masked() const { return token_mask != nullptr; }
+  __device__ bool reroutes() const { return rerouting; }
   __device__ bool limits_tokens() const { return config.max_per_token < config.columns; }
   // Whether nothing but score, position or hash ranks the pairs.
   __device__ bool ranks_by_policy_only() const {
     return token_priority == nullptr && !(config.topk_first && marks.top != nullptr);
   }
 
+  __device__ int sharing() const { return unit; }  // experts that share a budget
+  __device__ int budget_of(int64_t real) const { return budget_among(config, real); }
   __device__ size_t word(int expert, int word) const { return size_t(expert) * words + word; }
   __device__ size_t pair(int token, int column) const { return size_t(token) * columns + column; }
   __device__ bool real(int token) const { return token_mask == nullptr || token_mask[token]; }
@@ -52,6 +75,22 @@ struct SelectProblem {
   }
 };
 
+// The same where every expert decides once, on all tokens that ask, by the policy alone: nothing else is compiled.
+template <class Id>
+struct SimpleProblem : SelectProblem<Id> {
+  __device__ bool masked() const { return false; }
+  __device__ bool reroutes() const { return false; }
+  __device__ bool limits_tokens() const { return false; }
+  __device__ bool ranks_by_policy_only() const { return true; }
+  __device__ int sharing() const { return 1; }
+
+  static bool fits(const SelectProblem<Id>& problem) {
+    const Select& config = problem.config;
+    return problem.token_mask == nullptr && problem.token_priority == nullptr && !problem.rerouting &&
+           config.max_per_token >= config.columns && config.unit == 1 && !config.topk_first;
+  }
+};
+
 template <class Id>
 __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float* weights, const float* scores,
                                                      const bool* token_mask, const int64_t* token_priority,
@@ -61,6 +100,8 @@ __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float*
   const uintptr_t places = reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(weights) |
                            reinterpret_cast<uintptr_t>(out.expert_ids) | reinterpret_cast<uintptr_t>(out.weights) |
                            reinterpret_cast<uintptr_t>(out.rows);
+  const bool aligned = places % 16 == 0, rerouting = config.reroute_rounds > 1;
+  const bool plain = aligned && token_mask == nullptr && !rerouting && !marks.repeats;
   return {ids,
           weights,
           scores,
@@ -77,7 +118,11 @@ __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float*
           (tokens + 31) / 32,
           static_cast<int>(config.unit),
           static_cast<int>(config.rows),
-          config.columns % 4 == 0 && places % 16 == 0};
+          chunk_tokens(256, static_cast<int>(config.columns)),
+          budget_among(config, tokens),
+          rerouting,
+          aligned,
+          plain};
 }
 
 // Slots of Marks::counters.
