@@ -24,22 +24,17 @@ from cuda_sources import compiled, folder, per_sources
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
-    """What hangs hangs within a second, and little is compiled twice."""
+    """What hangs hangs within a second, and mark.cu, which includes little, is seldom compiled."""
     module = sys.modules["cuda_on_cpu.emulate"]  # the package has a function of that name
     monkeypatch.setattr(module, "Options", partial(Options, max_steps=2_000_000))
-    monkeypatch.setattr(cs, "mark_kernel", mark_kernel())
-
-
-def mark_kernel():
-    """cuda_select's, compiled once: most bugs are not in mark.cu, which includes little."""
     compile_it, text = cs.mark_kernel, (folder() / "mark.cu").read_text()
-    right = compile_it("int32_t")
+    right = {id_type: compile_it(id_type) for id_type in ("int32_t", "int64_t")}
 
-    def kernel(id_type: str):
+    def mark_kernel(id_type: str):
         planted = (folder() / "mark.cu").read_text() != text
-        return compile_it(id_type) if planted else right
+        return compile_it(id_type) if planted else right[id_type]
 
-    return kernel
+    monkeypatch.setattr(cs, "mark_kernel", mark_kernel)
 
 
 @per_sources
@@ -120,32 +115,37 @@ def asking(tokens, experts, columns, capacity, levels=None, **options) -> cs.Ask
     return cs.Asked(ids, weights, scores, experts, capacity, **options)
 
 
-def check_select(asked: cs.Asked, warps: int, seed: int, **launch) -> None:
-    asked.assert_selected(asked.run(warps=warps, seed=seed, **launch))
+def check_select(asked: cs.Asked, seed: int, **launch) -> None:
+    asked.assert_selected(asked.run(seed=seed, **launch))
 
 
-def few_words(seed):
-    """Warps decide, 64 keys at most and more; most tie."""
-    for limit in (7, 33):
-        check_select(asking(90, 6, 3, cm.Capacity(limit=limit), levels=3), 1, seed)
+def few_asks(seed):
+    """A warp lists an expert's keys: most tie, or all."""
+    for limit, levels in ((7, 3), (33, 3), (7, 0.1)):
+        check_select(asking(90, 6, 3, cm.Capacity(limit=limit), levels=levels), seed)
 
 
-def many_words(seed):
-    """Rows of more words than a warp takes one after the other."""
-    check_select(asking(300, 4, 2, cm.Capacity(limit=70), levels=9), 1, seed)
+def other_policies(seed):
+    for policy in ("keep_first", "keep_last", "random"):
+        capacity = cm.Capacity(limit=20, policy=policy, seed=2**40 + 7)
+        check_select(asking(90, 6, 3, capacity), seed)
 
 
-def blocks_decide(seed):
-    check_select(asking(300, 4, 2, cm.Capacity(limit=70), levels=9), 4, seed)
+def longer_than_lists(seed):
+    """Some warps list their expert's keys, or the block lists them, or nobody can."""
+    for listed in (600, 120, 5):
+        check_select(asking(1100, 4, 2, cm.Capacity(limit=250), 9), seed, listed=listed, blocks=1)
 
 
-def more_keys_than_listed(seed):
-    """By two warps of one block."""
-    check_select(asking(600, 2, 2, cm.Capacity(limit=250), levels=9), 1, seed, blocks=1)
+def more_experts_than_warps(seed):
+    """A warp counts 16 rows at once, beyond the last one too, and can list none."""
+    check_select(asking(150, 20, 4, cm.Capacity(limit=20), 9, top_k=2), seed, blocks=1, listed=5)
 
 
-def more_blocks_than_experts(seed):
-    check_select(asking(300, 2, 2, cm.Capacity(limit=70), levels=9), 4, seed, blocks=4)
+def long_rows(seed):
+    """A budget of 1088 words, which a block counts; nothing ranks a token but its number."""
+    capacity = cm.Capacity(factor=0.5, scope="device", experts_per_device=64)
+    check_select(asking(520, 64, 2, capacity, levels=0.1, top_k=1), seed, blocks=2)
 
 
 def devices_with_classes(seed):
@@ -153,25 +153,21 @@ def devices_with_classes(seed):
     capacity = cm.Capacity(factor=0.5, scope="device", experts_per_device=3)
     classes, mask = torch.arange(130) % 3 - 1, torch.arange(130) % 5 != 2
     more = {"token_priority": classes, "token_mask": mask, "topk_first": True, "top_k": 2}
-    check_select(asking(130, 6, 4, capacity, 1, **more), 4, seed)
-
-
-def hashed(seed):
-    capacity = cm.Capacity(limit=20, policy="random", seed=2**40 + 7)
-    check_select(asking(90, 6, 3, capacity), 1, seed)
+    for listed in (512, 20):
+        check_select(asking(130, 6, 4, capacity, 1, **more), seed, listed=listed)
 
 
 def rerouting(seed):
     """And no token keeps more than two, chosen by scores that tie; scores may be negative."""
     asked = asking(130, 8, 6, cm.Capacity(factor=0.9, max_experts_per_token=2), 3, top_k=3)
     asked.rounds, asked.scores = 3, asked.scores - 0.5
-    check_select(asked, 1, seed)
+    check_select(asked, seed)
 
 
 def aligned_rows(seed):
     """Rows of experts are padded, tokens' weights rescaled; experts are no multiple of 32."""
     options = {"row_alignment": 8, "kept_weight_sum": 2.0}
-    check_select(asking(130, 60, 3, cm.Capacity(factor=1.0), **options), 1, seed)
+    check_select(asking(130, 60, 3, cm.Capacity(factor=1.0), **options), seed)
 
 
 def short_buffer(seed):
@@ -189,13 +185,29 @@ def ids_of_a_caller(seed):
         asked = asking(70, 40, columns, cm.Capacity(limit=9), top_k=2)
         asked.ids[::3, 1:] = asked.ids[::3, :1].clone()
         asked.ids[::4, 0], asked.ids[::5, -1] = -1, 40
-        check_select(asked, 1, seed)
+        check_select(asked, seed)
+
+
+def without_repeats(seed):
+    """Pairs in fours, of two tokens or of one; more tokens than a block takes at a time."""
+    for columns, dtype in ((3, torch.int32), (4, torch.int64)):
+        asked = asking(401, 12, columns, cm.Capacity(limit=90))
+        asked.ids[::4, 0], asked.ids[::5, -1] = -1, 12
+        asked.ids = asked.ids.to(dtype)
+        check_select(asked, seed, repeats=False)
+
+
+def unaligned_weights(seed):
+    """They begin between two places of 16 bytes."""
+    asked = asking(40, 12, 4, cm.Capacity(limit=9))
+    asked.weights = torch.arange(161.0)[1:].view(40, 4)
+    check_select(asked, seed, repeats=False)
 
 
 def apart(seed):
     """Blocks that wait for none; rows of five words, and candidates beyond the first."""
     options = {"row_alignment": 8, "top_k": 1}
-    check_select(asking(150, 12, 3, cm.Capacity(), **options), 0, seed)
+    check_select(asking(150, 12, 3, cm.Capacity(), **options), seed, warps=0)
 
 
 # route.
@@ -204,8 +216,7 @@ def apart(seed):
 def check_route(tokens, experts, capacity, seed, top_k=3, extra=0, **options) -> None:
     """It decides as select does on what the device's own gate says."""
     columns = top_k + extra
-    groups = {"num_groups": 1, "topk_groups": 1}
-    gate = cr.Gate(tokens, experts, columns, top_k, **groups, expand=2 if extra else 0, scaling=1.0)
+    gate = cr.Gate(tokens, experts, columns, top_k, 1, 1, expand=2 if extra else 0, scaling=1.0)
     logits = router_logits(tokens, experts, "levels")
     ids, weights, scores, _ = cr.gated(logits, gate)
     asked = cs.Asked(ids, weights, scores, experts, capacity, top_k, **options)
@@ -228,7 +239,7 @@ def capacity_binds(seed):
 
 
 def capacity_binds_many(seed):
-    """More than 64 keys an expert."""
+    """Warps list up to 200 keys, side by side."""
     check_route(200, 7, cm.Capacity(limit=100), seed)
 
 

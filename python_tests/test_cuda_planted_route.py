@@ -31,14 +31,14 @@ BUGS = [
          Misaligned),
         ("experts-past-32", "(state.experts + 31) / 32", "max(state.experts / 32, 1)",
          on.everyone_stays_packed, WRONG),
-        ("one-list", "warps * tokens : 0", "tokens : 0", on.capacity_binds_many, SharedRace),
+        ("one-list", "warps * pairs : 0", "pairs : 0", on.capacity_binds_many, SharedRace),
         ("arguments-not-there", "__syncthreads();\n  select_in_block", "select_in_block",
          on.capacity_binds, SharedRace),
     ),
     *bugs_of(
-        "select_best.cuh",
-        ("slot-rewritten", "warp.sync();  // all lanes", "// all lanes", on.capacity_binds,
-         SharedRace),
+        "select_sources.cuh",
+        ("pairs-not-there", "team_.sync();\n    if (keys_.made())", "if (keys_.made())",
+         on.capacity_binds, SharedRace),
     ),
     *bugs_of(
         "select_team.cuh",
