@@ -1,21 +1,25 @@
 """Decides, once at import, which implementation serves each device.
 
 The dispatcher is the fallback chain: the reference is registered for every device, and a kernel
-registered for one device wins over it. ``CAPMOE_BACKENDS`` names the backends to consider.
+registered for one device wins over it. ``CAPMOE_BACKENDS`` names the backends to consider; a GPU is
+served by cuda if that was built, else by triton if that is installed, else by the reference.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from .ops import OPS
 
 _COMPILED = ("cpu", "cuda")
+_KERNELS = (*_COMPILED, "triton")
 _ENV = "CAPMOE_BACKENDS"
 
 
@@ -68,8 +72,8 @@ def _leave_out_old_gpus(state: Backends) -> None:
 
 
 def _enabled() -> list[str]:
-    names = [name.strip() for name in os.environ.get(_ENV, ",".join(_COMPILED)).split(",")]
-    unknown = sorted({name for name in names if name} - {*_COMPILED, "triton", "reference"})
+    names = [name.strip() for name in os.environ.get(_ENV, ",".join(_KERNELS)).split(",")]
+    unknown = sorted({name for name in names if name} - {*_KERNELS, "reference"})
     if unknown:
         raise ValueError(
             f"{_ENV} must list some of cpu, cuda, triton, reference, got {', '.join(unknown)}"
@@ -86,18 +90,17 @@ def _load(backend: str, enabled: list[str]) -> None:
         _STATE.absent[backend] = f"{module} was not built"
     else:
         import_module(module)
-        _check_complete(backend)
+        _check_complete(module, backend.upper())
         _STATE.serving[backend] = backend
 
 
-def _check_complete(backend: str) -> None:
+def _check_complete(module: str, key: str) -> None:
     """A backend implements every op or is not a backend; else ``backends()`` would lie."""
-    key = backend.upper()
     missing = [
         op for op in OPS if not torch._C._dispatch_has_kernel_for_dispatch_key(f"capmoe::{op}", key)
     ]
     if missing:
-        raise ImportError(f"{__package__}._{backend} lacks {', '.join(missing)}: build it again")
+        raise ImportError(f"{module} lacks {', '.join(missing)}: build it again")
 
 
 def _without_gpu_support() -> None:
@@ -109,10 +112,44 @@ def _without_gpu_support() -> None:
         _STATE.absent["cuda"] = "this torch has no GPU support"
 
 
+def _why_not_triton(enabled: list[str], gpu_support: bool) -> str | None:
+    """The reason for triton to serve nothing, None where it shall serve. Nothing is imported."""
+    if "triton" not in enabled:
+        return f"{_ENV} leaves it out"
+    if not gpu_support:
+        return "this torch has no GPU support"
+    if _STATE.serving["cuda"] == "cuda":
+        return "cuda serves"
+    return "triton is not installed" if find_spec("triton") is None else None
+
+
+def _load_triton() -> None:
+    """Register the Triton kernels for GPUs: those of AMD have the dispatch key CUDA, too."""
+    kernels = import_module(f"{__package__}.triton_kernels")
+    for op in OPS:
+        torch.library.impl(f"capmoe::{op}", "CUDA", _on_its_device(getattr(kernels, op)))
+    _STATE.serving["cuda"] = "triton"
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, and an op's tensors may live on another one."""
+
+    def kernel(first: torch.Tensor, *args: Any) -> Any:
+        with torch.cuda.device(first.device):
+            return function(first, *args)
+
+    return kernel
+
+
 _STATE = Backends({"cpu": "reference", "cuda": "reference"})
 _ENABLED = _enabled()
 for _name in _COMPILED:
     _load(_name, _ENABLED)
-if torch.version.cuda is None and torch.version.hip is None:
+_GPU_SUPPORT = torch.version.cuda is not None or torch.version.hip is not None
+if not _GPU_SUPPORT:
     _without_gpu_support()
-_STATE.absent["triton"] = "this version has no Triton kernels"
+_reason = _why_not_triton(_ENABLED, _GPU_SUPPORT)
+if _reason is None:
+    _load_triton()
+else:
+    _STATE.absent["triton"] = _reason

@@ -1,6 +1,7 @@
 """Backends under test, poisoned memory, and the rule by which floats are judged.
 
-``CAPMOE_REQUIRE=reference,cpu,cuda-emulated`` turns the skip of an absent backend into a failure.
+``CAPMOE_REQUIRE=reference,cpu,cuda-emulated,triton-emulated`` turns the skip of an absent backend
+into a failure.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from capmoe_kernels import reference
 from capmoe_kernels.bounds import select_rows
 from cuda_on_cpu import runtime
 from cuda_on_cpu.runtime import operators as emulated
+from cuda_on_cpu.runtime import triton_operators as emulated_triton
 
 torch.set_num_threads(1)
 
@@ -75,6 +77,8 @@ class Backend:
             return UseReference()
         if self.name == "cuda-emulated":
             return emulated.UseEmulatedCuda()
+        if self.name == "triton-emulated":
+            return emulated_triton.UseEmulatedTriton()
         return UseDevice(self.device) if self.name == "cuda" else nullcontext()
 
     def gate(
@@ -164,10 +168,12 @@ def why_absent(name: str) -> str | None:
         return None if torch.cuda.is_available() else "there is no GPU"
     if name == "cuda-emulated":
         return emulated.why_absent()
+    if name == "triton-emulated":
+        return emulated_triton.why_absent()
     raise ValueError(f"no backend is called {name}")
 
 
-BACKENDS = ("reference", "cpu", "cuda", "cuda-emulated")
+BACKENDS = ("reference", "cpu", "cuda", "cuda-emulated", "triton-emulated")
 
 
 @pytest.fixture(params=BACKENDS)
