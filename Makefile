@@ -3,8 +3,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is.
-REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)
+# The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is, and those of
+# Triton, whose wheel is for Linux, with the compiler that it brings.
+REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
 .PHONY: demo test build lint bench clean

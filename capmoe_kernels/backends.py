@@ -47,8 +47,8 @@ def backends() -> Backends:
     """Which backend serves each device type, and why the others do not.
 
     Asks torch for the GPUs' compute capabilities, where there are any, so torch initialises CUDA.
-    On a GPU that is too old the compiled ops raise; the reference serves it where
-    ``CAPMOE_BACKENDS`` leaves ``cuda`` out.
+    On a GPU that is too old the compiled ops raise; ``CAPMOE_BACKENDS=cpu`` leaves it to the
+    reference.
     """
     state = Backends(dict(_STATE.serving), dict(_STATE.absent))
     if state.serving.get("cuda") == "cuda":
