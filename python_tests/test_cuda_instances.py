@@ -66,19 +66,22 @@ def layers(x, logits, bias, experts, top_k):
 
 
 def selects():
-    """By the ids' type and how many threads decide an expert's budget; and what nothing bounds."""
+    """By the ids' type, a block's warps, the common case and the general; what nothing bounds."""
+    bound = cm.Capacity(limit=5)
     for ids_type in (torch.int32, torch.int64):
-        for tokens, experts, capacity in [
-            (9, 4, cm.Capacity()),
-            (9, 4, cm.Capacity(limit=2)),
-            (300, 1, cm.Capacity(limit=5)),
-            (2100, 1, cm.Capacity(limit=7)),
+        for tokens, experts, capacity, masked in [
+            (9, 4, cm.Capacity(), False),
+            (9, 4, bound, False),
+            (9, 4, bound, True),
+            (8200, 1, bound, False),
+            (8200, 1, bound, True),
         ]:
             scores = router_logits(tokens, experts, "levels")
             ids = (torch.arange(tokens) % experts).to(ids_type).unsqueeze(1)
             pairs = (ids, scores[:, :1].contiguous(), scores[:, :1].contiguous())
-            got = CUDA.select(*pairs, experts, capacity)
-            expected = Backend("reference").select(*pairs, experts, capacity)
+            mask = {"token_mask": torch.arange(tokens) % 3 > 0} if masked else {}
+            got = CUDA.select(*pairs, experts, capacity, **mask)
+            expected = Backend("reference").select(*pairs, experts, capacity, **mask)
             assert all(same_bits(a, b) for a, b in zip(got, expected, strict=True))
 
 
