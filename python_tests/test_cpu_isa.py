@@ -11,8 +11,9 @@ import pytest
 
 import capmoe_kernels as cm
 
-# In a process of its own, since the choice is made once. Three shapes: vectors and tiles that do
-# not come out even, few rows, and more rows and columns than one block of any kernel.
+# In a process of its own, since the choice is made once. Shapes: vectors and tiles that do not come
+# out even, few rows, more rows and columns than one block of any kernel, few rows of more than one
+# block of columns in either product, and a last tile of few rows behind full ones.
 SCRIPT = """
 import torch
 from cases import make_experts, normal, router_logits
@@ -20,7 +21,9 @@ from checks import assert_close_to_truth
 import capmoe_kernels as cm
 from capmoe_kernels import reference
 
-for tokens, hidden, width in ((33, 100, 37), (3, 64, 48), (200, 1100, 70)):
+SHAPES = [(33, 100, 37), (3, 64, 48), (200, 1100, 70)]
+SHAPES += [(5, 2100, 30), (7, 24, 2500), (138, 300, 270)]
+for tokens, hidden, width in SHAPES:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         experts = make_experts(4, hidden, width, dtype, 5)
         x = normal((tokens, hidden), dtype, 6)

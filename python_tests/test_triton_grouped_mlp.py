@@ -1,126 +1,27 @@
-"""The grouped MLP of Triton, executed without a GPU: values, memory, tiles, and their tuning."""
+"""The grouped MLP of Triton, executed without a GPU: values, memory, tiles."""
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from capmoe_kernels import reference
-from cases import normal
-from checks import assert_close_to_truth, same_bits
-from cuda_on_cpu import runtime
-from cuda_on_cpu.runtime.triton_operators import UseEmulatedTriton, why_absent
-
-if why_absent() is not None:
-    pytest.skip(f"triton-emulated: {why_absent()}", allow_module_level=True)
-
 from capmoe_kernels.triton_kernels import tuning
-from capmoe_kernels.triton_kernels.tiles import Tile, known_tile, table_of
-from cuda_on_cpu.runtime.triton_launch import EmulatedDriver, triton_emulation
+from capmoe_kernels.triton_kernels.tiles import Tile, table_of
+from checks import same_bits
+from triton_grouped_mlp import (  # skips where there is no Triton
+    ARCHS,
+    DTYPES,
+    Layer,
+    archs,
+    dtypes,
+    emulated,
+)
 
-ARCHS = ["sm_80", "sm_90"]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 GATED = ["silu", "gelu", "gelu_tanh", "swigluoai"]
 PLAIN = [f"{name}_no_mul" for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2")]
-archs = pytest.mark.parametrize("arch", ARCHS)
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 pytestmark = pytest.mark.usefixtures("poison")
-
-
-@contextmanager
-def emulated(arch="sm_80", seed=0):
-    """Every op runs its Triton kernels, of which the emulator has nothing to say."""
-    with UseEmulatedTriton(), runtime.recording(arch=arch, seed=seed) as record:
-        yield record
-    assert record.warnings == []
-
-
-@dataclass
-class Layer:
-    """Experts and their rows, each expert's from a multiple of four on."""
-
-    x: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down_bias: torch.Tensor | None
-    offsets: torch.Tensor
-    counts: torch.Tensor
-    row_tokens: torch.Tensor | None
-    activation: str
-    layout: str
-
-    @classmethod
-    def make(
-        cls,
-        dtype,
-        counts,
-        hidden,
-        inner,
-        activation="silu",
-        layout="concat",
-        bias=False,
-        gather=False,
-    ):
-        """Seven tokens where ``gather``. Rows of no expert are NaN, or ask for token -1."""
-        padded = torch.tensor([-(-n // 4) * 4 for n in counts])
-        offsets = torch.nn.functional.pad(padded.cumsum(0), (1, 0)).int()
-        experts, rows = len(counts), int(offsets[-1])
-        width = inner if activation.endswith("_no_mul") else 2 * inner
-        live = live_rows(offsets, counts, rows)
-        if gather:
-            x = normal((7, hidden), dtype)
-            row_tokens = (torch.arange(rows, dtype=torch.int32) * 5 + 2) % 7
-            row_tokens[~live] = -1
-        else:
-            x, row_tokens = normal((rows, hidden), dtype), None
-            x[~live] = torch.nan
-        return cls(
-            x,
-            normal((experts, width, hidden), dtype, scale=hidden**-0.5),
-            normal((experts, hidden, inner), dtype, scale=inner**-0.5),
-            normal((experts, width), dtype) if bias else None,
-            normal((experts, hidden), dtype) if bias else None,
-            offsets,
-            torch.tensor(counts, dtype=torch.int32),
-            row_tokens,
-            activation,
-            layout,
-        )
-
-    def live(self):
-        rows = len(self.x) if self.row_tokens is None else len(self.row_tokens)
-        return live_rows(self.offsets, self.counts.tolist(), rows)
-
-    def tensors(self, dtype):
-        floats = (self.x, self.gate_up, self.down, self.gate_up_bias, self.down_bias)
-        floats = (None if tensor is None else tensor.to(dtype) for tensor in floats)
-        rest = (self.offsets, self.counts, self.row_tokens, self.activation, self.layout)
-        return (*floats, *rest)
-
-    def run(self, arch="sm_80", seed=0):
-        with emulated(arch, seed):
-            return torch.ops.capmoe.grouped_mlp(*self.tensors(self.x.dtype))
-
-    def check(self, arch="sm_80", seed=0):
-        """Live rows are right, others untouched. -> run()"""
-        y, live = self.run(arch, seed), self.live()
-        assert y[~live].isnan().all()
-        truth = reference.grouped_mlp(*self.tensors(torch.float64))
-        same = reference.grouped_mlp(*self.tensors(self.x.dtype))
-        assert_close_to_truth(y[live], truth[live], same[live])
-        return y
-
-
-def live_rows(offsets, counts, rows):
-    mask = torch.zeros(rows, dtype=torch.bool)
-    for start, count in zip(offsets.tolist(), counts, strict=False):
-        mask[start : start + count] = True
-    return mask
 
 
 @pytest.fixture
@@ -280,66 +181,3 @@ def test_two_launches():
     with emulated() as record:
         torch.ops.capmoe.grouped_mlp(*Layer.make(torch.bfloat16, [9], 16, 16).tensors(torch.half))
     assert record.names == ["grouped_gemm_kernel"] * 2
-
-
-def products(arch, rows_per_expert):
-    """The classes of both products of a small layer."""
-    with triton_emulation(arch=arch):
-        up = tuning.Shape(torch.bfloat16, "gated", 48, 64, rows_per_expert)
-        down = tuning.Shape(torch.bfloat16, "down", 64, 48, rows_per_expert)
-    return up.name, down.name
-
-
-def test_a_file_of_tiles(tmp_path, monkeypatch):
-    """A file's tile goes before the table's, for its class alone."""
-    layer = Layer.make(torch.bfloat16, [9, 4], 64, 48)
-    path = tmp_path / "tiles.json"
-    up, down = products("sm_80", 8)
-    path.write_text(json.dumps({up: [32, 16, 16, 2, 2], down: [16, 32, 16, 1, 2]}))
-    monkeypatch.setenv("CAPMOE_TRITON_TILES", str(path))
-    for arch, threads in [("sm_80", [64, 32]), ("sm_90", [128, 128])]:
-        with emulated(arch) as record:
-            torch.ops.capmoe.grouped_mlp(*layer.tensors(torch.bfloat16))
-        assert [launch.block[0] for launch in record.launches] == threads
-    layer.check()
-
-
-def test_tuning(tmp_path, monkeypatch):
-    """The candidate of the fewest instructions, since nothing here is a time; once, and kept."""
-    timed = []
-
-    def instructions(call, quantiles):
-        with runtime.recording() as record:
-            call()
-        timed.append(record.counts["warp_instructions"])
-        return [timed[-1]] * len(quantiles)
-
-    monkeypatch.setattr(EmulatedDriver, "get_benchmarker", lambda self: instructions)
-    monkeypatch.setattr(
-        tuning, "candidates", lambda shape: [Tile(16, 32, 16, n, 2) for n in (1, 4)]
-    )
-    path = tmp_path / "tiles.json"
-    monkeypatch.setenv("CAPMOE_TRITON_TILES", str(path))
-    monkeypatch.setenv("CAPMOE_TRITON_AUTOTUNE", "1")
-    layer = Layer.make(torch.bfloat16, [9, 4], 64, 48)
-    layer.check()
-    assert len(timed) == 4
-    assert timed[0] != timed[1]
-    expected = [1 if a < b else 4 for a, b in (timed[:2], timed[2:])]
-    written = json.loads(path.read_text())
-    assert written.keys() == set(products("sm_80", 8))
-    assert [written[name][3] for name in products("sm_80", 8)] == expected
-    layer.check()
-    assert len(timed) == 4
-
-
-@archs
-@dtypes
-def test_candidates(arch, dtype):
-    """The table's tile is among them, and all are different."""
-    with triton_emulation(arch=arch):
-        for kind in ("gated", "plain", "down"):
-            for rows in (1, 40, 4000):
-                found = tuning.candidates(tuning.Shape(dtype, kind, 1024, 2048, rows))
-                assert known_tile(arch, dtype, kind, rows) in found
-                assert len(found) == len(set(found)) > 2

@@ -62,7 +62,8 @@ __attribute__((always_inline)) inline void load_columns(const W* const* rows, in
   }
 }
 
-// sum += columns [0, k) of kRows rows times kCount tokens. `next`: from these columns to the ones that follow.
+// sum += columns [begin, end) of kRows rows, of k columns in all, times kCount tokens. `next`: from these k columns to
+// the ones that follow.
 template <int kRows, int kCount, class W>
 __attribute__((always_inline)) inline void add_columns(const W* const rows[kRows], int64_t begin, int64_t end,
                                                        int64_t k, int64_t next, const float* x, __m512 sum[kCount]) {
