@@ -22,6 +22,7 @@ Activation = Literal[
     "relu2_no_mul",
 ]
 Layout = Literal["concat", "interleaved"]
+_Packed = Literal["packed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Experts:
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
     activation: Activation = "silu"
-    layout: Layout = "concat"
+    layout: Layout | _Packed = "concat"
 
     def __post_init__(self) -> None:
         require_choice("Experts.activation", self.activation, get_args(Activation))
@@ -93,26 +94,39 @@ class Experts:
     def hidden_size(self) -> int:
         return self.down_proj.shape[1]
 
+    @property
+    def intermediate_size(self) -> int:
+        return self.down_proj.shape[2]
+
     def pack(self) -> Experts:
         """The same experts in the layout the kernels read fastest; call it once, keep the result.
 
-        Weights become dense, and gate and up rows ``"concat"``. On the CPU backend results do
-        not change by a bit. Tensors that are so already are shared, not copied.
+        Where the CPU backend serves, the weights of CPU tensors are copied into its own layout
+        (:class:`~capmoe_kernels.packed_experts.PackedExperts`): faster from the first token on,
+        and no result changes by a bit. Elsewhere this is :meth:`concat`. What is packed does not
+        follow later changes of these weights.
         """
-        if self.layout == "concat":
-            return replace(
-                self,
-                gate_up_proj=self.gate_up_proj.contiguous(),
-                down_proj=self.down_proj.contiguous(),
-            )
-        bias = self.gate_up_bias
+        from .backends import backends
+        from .packed_experts import pack
+
+        on_cpu = self.down_proj.device.type == "cpu" and backends().serving["cpu"] == "cpu"
+        return pack(self) if on_cpu else self.concat()
+
+    def concat(self) -> Experts:
+        """The same experts with dense weights, gate rows before up rows.
+
+        Tensors that are so already are shared, not copied.
+        """
+        up, down, bias = self.gate_up_proj, self.down_proj.contiguous(), self.gate_up_bias
+        if self.layout == "interleaved":
+            up = _gate_then_up(up)
+        bias = None if bias is None else self.concat_bias(bias)
         return replace(
-            self,
-            gate_up_proj=_gate_then_up(self.gate_up_proj),
-            down_proj=self.down_proj.contiguous(),
-            gate_up_bias=None if bias is None else _gate_then_up(bias),
-            layout="concat",
+            self, gate_up_proj=up.contiguous(), down_proj=down, gate_up_bias=bias, layout="concat"
         )
+
+    def concat_bias(self, bias: Tensor) -> Tensor:
+        return _gate_then_up(bias) if self.layout == "interleaved" else bias
 
 
 def _gate_then_up(interleaved: Tensor) -> Tensor:

@@ -19,10 +19,14 @@ from ._checks import require_inference
 OPS: list[str] = []
 
 
-def _op(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Define ``capmoe::<schema>``, served by the reference; the decorated function is its fake."""
+def _op(schema: str, layer: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define ``capmoe::<schema>``, served by the reference; the decorated function is its fake.
+
+    ``layer``: a step of the layer, which each backend has; else a backend may leave it out.
+    """
     name = schema[: schema.index("(")]
-    OPS.append(name)
+    if layer:
+        OPS.append(name)
     torch.library.define(f"capmoe::{name}", schema[len(name) :])
     torch.library.impl(f"capmoe::{name}", "default", getattr(reference, name))
     torch.library.impl(f"capmoe::{name}", "Autograd", _refuse_grad(name))
@@ -166,6 +170,19 @@ def _(
 ) -> Tensor:
     rows = x.shape[0] if row_tokens is None else row_tokens.shape[0]
     return x.new_empty(rows, x.shape[1])
+
+
+# The experts' weights as the CPU's kernels read them fastest: sixteen rows side by side, zeros
+# where N or K come out short; of bfloat16 two columns lie together. Where gated, blocks of sixteen
+# gate rows and of the same sixteen up rows alternate.
+# weights [E, N, K] -> [E, blocks, K rounded up, 16], for grouped_mlp and moe with layout "packed"
+@_op("pack(Tensor weights, bool gated, str layout) -> Tensor", layer=False)
+def _(weights: Tensor, gated: bool, layout: str) -> Tensor:
+    experts, rows, columns = weights.shape
+    halves = 2 if gated else 1
+    align = 32 if weights.dtype == torch.bfloat16 else 16
+    blocks = -(-rows // halves // 16) * halves
+    return weights.new_empty(experts, blocks, -(-columns // align) * align, 16)
 
 
 # y [N, H], rows [T, K] int32, weights [T, K] float32 -> [T, H], summed in float32 in column order

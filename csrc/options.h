@@ -80,6 +80,7 @@ struct GroupedMlp {
   Activation activation;
   bool gated;        // gate_up_proj is [E, 2F, H] and h = act(gate) * up, else [E, F, H] and h = act(up)
   bool interleaved;  // gated: rows of gate_up_proj alternate gate, up; else all gate rows, then all up rows
+  bool packed;       // csrc/cpu/packed.h; F is a multiple of 16, and biases are concatenated
 };
 
 }  // namespace capmoe

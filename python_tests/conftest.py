@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference
+from capmoe_kernels.backends import _STATE
 from capmoe_kernels.bounds import select_rows
 from cuda_on_cpu import runtime
 from cuda_on_cpu.runtime import operators as emulated
@@ -177,7 +178,7 @@ BACKENDS = ("reference", "cpu", "cuda", "cuda-emulated", "triton-emulated")
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request):
+def backend(request, monkeypatch):
     """Each backend in turn; within the test it also serves the public API."""
     reason = why_absent(request.param)
     if reason is not None:
@@ -186,6 +187,8 @@ def backend(request):
             pytest.fail(f"CAPMOE_REQUIRE asks for {request.param}: {reason}")
         pytest.skip(f"{request.param}: {reason}")
     chosen = Backend(request.param)
+    if request.param not in ("reference", "cpu"):  # which get CPU tensors, but pack nothing for it
+        monkeypatch.setitem(_STATE.serving, "cpu", request.param)
     with chosen.serving(), runtime.recording() as record:
         yield chosen
     assert record.warnings == []  # such as a read of what no kernel has written

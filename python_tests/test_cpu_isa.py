@@ -35,6 +35,9 @@ for tokens, hidden, width in SHAPES:
         same = reference.grouped_mlp(x, *weights, *rest)
         out = torch.ops.capmoe.grouped_mlp(x, *weights, *rest)
         assert_close_to_truth(out, truth, same, f"{dtype} {tokens}x{hidden}x{width}")
+        packed = experts.pack()
+        weights = (packed.gate_up_proj, packed.down_proj, None, None, *places, "silu", "packed")
+        assert torch.ops.capmoe.grouped_mlp(x, *weights).equal(out)
 print("right")
 """
 

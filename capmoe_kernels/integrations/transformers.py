@@ -142,7 +142,12 @@ class Applied:
 
 
 def apply(
-    model: nn.Module, capacity: Capacity | None = None, *, num_ranks: int = 1, record: bool = False
+    model: nn.Module,
+    capacity: Capacity | None = None,
+    *,
+    num_ranks: int = 1,
+    record: bool = False,
+    pack: bool = False,
 ) -> Applied:
     """Take over every MoE block of ``model`` until ``undo``.
 
@@ -153,6 +158,8 @@ def apply(
         num_ranks: D > 1 bounds the load as D expert-parallel ranks would, each for its own tokens:
             see :func:`~capmoe_kernels.integrations.ranks.route_per_rank`.
         record: keep a :class:`LayerRecord` of every call, in ``records``.
+        pack: run on :meth:`Experts.pack` of the weights: faster on a CPU, where it is a second copy
+            of them that later changes of the model's weights don't reach.
 
     Raises:
         ValueError: the architecture is not supported, has no MoE block, D does not divide E, or the
@@ -166,7 +173,8 @@ def apply(
     for layer, block in enumerate(blocks):
         check_ranks(num_ranks, block.parts.experts.num_experts)
         own = capacity and reseed(capacity, layer * num_ranks)
-        layers.append(_ours(block.parts, block.parts.experts.pack(), own, num_ranks))
+        experts = block.parts.experts.pack() if pack else block.parts.experts.concat()
+        layers.append(_ours(block.parts, experts, own, num_ranks))
     applied = Applied(blocks, record)
     for layer, run in enumerate(layers):
         applied.replace(layer, run)

@@ -9,4 +9,5 @@ from .dispatch import dispatch as dispatch
 from .gate import gate as gate
 from .grouped_mlp import grouped_mlp as grouped_mlp
 from .moe import moe as moe
+from .pack import pack as pack
 from .select import select as select

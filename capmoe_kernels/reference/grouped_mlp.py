@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .pack import unpack
+
 # GPT-OSS's constants (its `swiglu` with alpha 1.702, limit 7).
 _OAI_ALPHA = 1.702
 _OAI_LIMIT = 7.0
@@ -26,6 +28,11 @@ def grouped_mlp(
     layout: str,
 ) -> Tensor:
     """See the op table in ops.py. Rows of no expert are zero. Computes in the dtype of ``x``."""
+    if layout == "packed":
+        gated = not activation.endswith("_no_mul")
+        down_proj = unpack(down_proj, False, down_proj.shape[2])[:, : x.shape[1]]
+        gate_up_proj = unpack(gate_up_proj, gated, x.shape[1])
+        down_proj = down_proj[..., : gate_up_proj.shape[1] // (2 if gated else 1)]
     rows = x.shape[0] if row_tokens is None else row_tokens.shape[0]
     y = x.new_zeros(rows, x.shape[1])
     starts, counts = expert_offsets.tolist(), tokens_per_expert.tolist()

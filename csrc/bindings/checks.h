@@ -125,19 +125,20 @@ inline void check_experts(const Tensor& gate_up_proj, const Tensor& down_proj,
   if (down_bias) check(*down_bias, "down_bias", {experts, hidden}, dtype);
 }
 
-inline void check_grouped_mlp(const Tensor& x, const Tensor& down_proj, const Tensor& expert_offsets,
+// `hidden` is H, which packed weights don't tell.
+inline void check_grouped_mlp(const Tensor& x, int64_t hidden, const Tensor& down_proj, const Tensor& expert_offsets,
                               const Tensor& tokens_per_expert, const std::optional<Tensor>& row_tokens) {
   const int64_t experts = down_proj.size(0);
-  check(x, "x", {-1, down_proj.size(1)}, down_proj.scalar_type());
+  check(x, "x", {-1, hidden}, down_proj.scalar_type());
   check(expert_offsets, "expert_offsets", {experts + 1}, ScalarType::Int);
   check(tokens_per_expert, "tokens_per_expert", {experts}, ScalarType::Int);
   if (row_tokens) check(*row_tokens, "row_tokens", {-1}, ScalarType::Int);
 }
 
-inline void check_moe(const Tensor& hidden_states, const Tensor& router_logits, const Tensor& down_proj,
+inline void check_moe(const Tensor& hidden_states, int64_t hidden, const Tensor& router_logits, const Tensor& down_proj,
                       const std::optional<Tensor>& token_mask, const std::optional<Tensor>& token_priority) {
   const int64_t tokens = router_logits.size(0);
-  check(hidden_states, "hidden_states", {tokens, down_proj.size(1)}, down_proj.scalar_type());
+  check(hidden_states, "hidden_states", {tokens, hidden}, down_proj.scalar_type());
   STD_TORCH_CHECK(router_logits.size(1) == down_proj.size(0), "router_logits must have a column for each of the ",
                   down_proj.size(0), " experts, got ", router_logits.size(1));
   check_tokens(token_mask, token_priority, tokens);

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../cpu/grouped_mlp.h"
 #include "../cpu/kernels.h"
 #include "checks.h"
 #include "configs.h"
+#include "packed_config.h"
 #include "tensor.h"
 
 namespace capmoe {
@@ -105,12 +107,33 @@ void check_offsets(const Tensor& expert_offsets, const Tensor& tokens_per_expert
   }
 }
 
+// Weights [E, N, K] as packed.h has them: [E, blocks, K with its zeros, 16].
+Tensor pack(const Tensor& weights, bool gated, Strings layout) {
+  check_shape(weights, "weights", {-1, -1, -1});
+  check_float(weights, "weights");
+  const bool interleaved = parse<bool>("layout", layout, {{"concat", false}, {"interleaved", true}});
+  const int64_t experts = weights.size(0), rows = weights.size(1), columns = weights.size(2);
+  STD_TORCH_CHECK(rows >= 1 && columns >= 1, "weights must have rows and columns, got ", rows, " and ", columns);
+  STD_TORCH_CHECK(!gated || rows % 2 == 0, "weights must have an even number of rows where gated, got ", rows);
+  const Tensor from = dense(weights);
+  const int64_t blocks = cpu::ceil_div(gated ? rows / 2 : rows, cpu::kBlock) * (gated ? 2 : 1);
+  const int64_t padded = packed_columns(columns, from.scalar_type());
+  Tensor out = new_tensor(from, {experts, blocks, padded, cpu::kBlock}, from.scalar_type());
+  cpu::wish_for_huge_pages(out.mutable_data_ptr(), out.numel() * static_cast<int64_t>(out.element_size()));
+  dispatch_float(from, [&](auto type) {
+    using T = decltype(type);
+    cpu::pack(read<T>(from), experts, rows, columns, gated, interleaved, write<T>(out), threads(1));
+  });
+  return out;
+}
+
 Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& down_proj,
                    const MaybeTensor& gate_up_bias, const MaybeTensor& down_bias, const Tensor& expert_offsets,
                    const Tensor& tokens_per_expert, const MaybeTensor& row_tokens, Strings activation, Strings layout) {
-  check_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, is_gated(activation));
-  check_grouped_mlp(x, down_proj, expert_offsets, tokens_per_expert, row_tokens);
-  const GroupedMlp config = mlp_config(down_proj, activation, layout);
+  check_shape(x, "x", {-1, layout == "packed" ? -1 : down_proj.size(1)});
+  const GroupedMlp config =
+      experts_config(x.size(1), gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
+  check_grouped_mlp(x, config.hidden, down_proj, expert_offsets, tokens_per_expert, row_tokens);
   const Tensor in = dense(x), up = dense(gate_up_proj), down = dense(down_proj);
   const Tensor offsets = dense(expert_offsets), counts = dense(tokens_per_expert);
   const MaybeTensor up_bias = dense(gate_up_bias), out_bias = dense(down_bias), tokens = dense(row_tokens);
@@ -148,9 +171,11 @@ Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const Maybe
            const MaybeInt& max_experts_per_token, int64_t reroute_rounds, int64_t experts_per_budget, int64_t seed,
            int64_t num_rows, const Tensor& gate_up_proj, const Tensor& down_proj, const MaybeTensor& gate_up_bias,
            const MaybeTensor& down_bias, Strings activation, Strings layout) {
-  check_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, is_gated(activation));
+  check_shape(hidden_states, "hidden_states", {-1, layout == "packed" ? -1 : down_proj.size(1)});
+  const GroupedMlp config =
+      experts_config(hidden_states.size(1), gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
   check_shape(router_logits, "router_logits", {-1, -1});
-  check_moe(hidden_states, router_logits, down_proj, token_mask, token_priority);
+  check_moe(hidden_states, config.hidden, router_logits, down_proj, token_mask, token_priority);
   const auto [ids, weights, scores] =
       gate(router_logits, selection_bias, top_k, scoring, renormalize, scaling, num_groups, topk_groups, group_score,
            drop_score, expand, extra, local_start, local_stop);
@@ -170,6 +195,7 @@ STABLE_TORCH_LIBRARY_IMPL(capmoe, CPU, m) {
   m.impl("select", TORCH_BOX(&select));
   m.impl("dispatch", TORCH_BOX(&dispatch));
   m.impl("grouped_mlp", TORCH_BOX(&grouped_mlp));
+  m.impl("pack", TORCH_BOX(&pack));
   m.impl("combine", TORCH_BOX(&combine));
   m.impl("moe", TORCH_BOX(&moe));
 }

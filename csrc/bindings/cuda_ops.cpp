@@ -98,7 +98,7 @@ Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& do
                    {"tokens_per_expert", tokens_per_expert},
                    {"row_tokens", row_tokens}});
   check_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, is_gated(activation));
-  check_grouped_mlp(x, down_proj, expert_offsets, tokens_per_expert, row_tokens);
+  check_grouped_mlp(x, down_proj.size(1), down_proj, expert_offsets, tokens_per_expert, row_tokens);
   const GroupedMlp config = mlp_config(down_proj, activation, layout);
   const DeviceGuard guard(x);
   const Tensor in = dense(x), up = dense(gate_up_proj), down = dense(down_proj);
@@ -151,7 +151,7 @@ Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const Maybe
   check_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, is_gated(activation));
   const Gate gate = gate_config(router_logits, selection_bias, top_k, scoring, renormalize, scaling, num_groups,
                                 topk_groups, group_score, drop_score, expand, extra, local_start, local_stop);
-  check_moe(hidden_states, router_logits, down_proj, token_mask, token_priority);
+  check_moe(hidden_states, down_proj.size(1), router_logits, down_proj, token_mask, token_priority);
   const Select select =
       select_config(gate.tokens, gate.columns, gate.num_experts, top_k, factor, limit, rounding, policy,
                     expand_priority, max_experts_per_token, reroute_rounds, experts_per_budget, seed,

@@ -83,18 +83,19 @@ Isa choose_isa() {
 }  // namespace
 
 std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t begin,
-                                 int64_t end, int64_t max_rows) {
+                                 int64_t end, int64_t max_rows, int64_t tile_rows) {
   std::vector<RowBlock> blocks;
-  int64_t group = 0;
+  int64_t tile = 0;
   for (int64_t expert = begin; expert < end; ++expert) {
     const int64_t rows = tokens_per_expert[expert];
     // Even blocks: a last block of few rows would read the weights for little.
-    const int64_t even = round_up(ceil_div(rows, std::max<int64_t>(ceil_div(rows, max_rows), 1)), 2 * kGroup);
+    const int64_t even = round_up(ceil_div(rows, std::max<int64_t>(ceil_div(rows, max_rows), 1)), tile_rows);
     const int64_t step = std::min(even, max_rows);
     for (int64_t first = 0; first < rows; first += step) {
-      blocks.push_back({expert, expert_offsets[expert] + first, std::min(step, rows - first), group + first / kGroup});
+      blocks.push_back(
+          {expert, expert_offsets[expert] + first, std::min(step, rows - first), tile + first / tile_rows});
     }
-    group += ceil_div(rows, kGroup);
+    tile += ceil_div(rows, tile_rows);
   }
   return blocks;
 }

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "kernels.h"
+#include "packed.h"
 
 namespace capmoe::cpu {
 
@@ -23,23 +23,17 @@ struct GroupedMlpArgs {
   const ParallelFor* parallel_for;
 };
 
-// Sixteen tokens lie side by side in the lanes of a vector, or in the columns of a tile: a group.
-constexpr int64_t kGroup = 16;
-
-// Some rows of one expert, a multiple of kGroup but at the expert's end.
+// Some rows of one expert, a whole number of tiles but at the expert's end.
 struct RowBlock {
   int64_t expert;
-  int64_t row;    // of the packed buffer
-  int64_t rows;   // at least 1
-  int64_t group;  // the first row's group, counted from the first expert's
+  int64_t row;   // of the packed buffer
+  int64_t rows;  // at least 1
+  int64_t tile;  // the first row's tile, counted from the first expert's
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Cuts the rows of experts [begin, end) into blocks of at most `max_rows`.
+// Cuts the rows of experts [begin, end) into blocks of at most `max_rows`, a multiple of `tile_rows`.
 std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t begin,
-                                 int64_t end, int64_t max_rows);
+                                 int64_t end, int64_t max_rows, int64_t tile_rows);
 
 // Asks for huge pages where memory is large: it is written once, and the faults of small pages would show.
 void wish_for_huge_pages(void* data, int64_t bytes);

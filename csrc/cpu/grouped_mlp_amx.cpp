@@ -1,4 +1,4 @@
-// The grouped MLP in bfloat16 with AMX: 16 weight rows times 16 tokens is one tile.
+// The grouped MLP in bfloat16 with AMX: a tile is 16 tokens by 32 columns, or 32 columns by 16 weight rows.
 #if defined(__x86_64__)
 
 #include "simd_target.h"
@@ -11,119 +11,97 @@ CAPMOE_TARGET_BEGIN("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,f
 namespace capmoe::cpu {
 namespace {
 
-// Tiles: sums 0 to 3 (half a, half b; by group), weights 4 and 5, tokens 6 and 7.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {};
-
-  explicit TileConfig(int64_t weight_rows) {
-    for (int i = 0; i < 6; ++i) rows[i] = static_cast<uint8_t>(weight_rows);
-    rows[6] = rows[7] = kGroup;
-  }
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
 // The compiler knows neither what a tile instruction reads nor what it writes.
 inline void memory_fence() { asm volatile("" ::: "memory"); }
 
-inline void configure_tiles(int64_t weight_rows) {
-  const TileConfig config(weight_rows);
-  memory_fence();
-  _tile_loadconfig(&config);
-}
-
-struct AmxPath : PairPath<32> {
-  static constexpr int kHalf = 16, kGroups = 2;
+struct AmxPath : PairPath {
+  static constexpr int64_t kRows = 32, kBlocks = 2, kBlockK = 256, kStep = 2 * kBlock;
+  static constexpr int64_t kHalf = 16;  // tokens of a hardware tile
 
   struct Session {
-    Session() { configure_tiles(kHalf); }
+    Session() {
+      const TileConfig config;
+      memory_fence();
+      _tile_loadconfig(&config);
+    }
     ~Session() { _tile_release(); }
   };
 
-  // From here on copying the weights once, tile after tile, is cheaper than reading rows that lie far apart again and
-  // again.
-  static constexpr int64_t kManyTokens = 128;
+  static int64_t row_size(int64_t columns) { return columns; }
 
-  static int64_t weight_scratch(int64_t k) {
-    return PairPath::weight_scratch(k) + 2 * kGroup * round_up(k, kStep) * sizeof(BFloat16);
+  // Hardware tiles one after the other: of the first sixteen tokens, then of the others.
+  static int64_t place(int64_t row, int64_t column, int64_t count) {
+    return row / kHalf * kHalf * count + column / kStep * kStep * kHalf + row % kHalf * kStep + column % kStep;
   }
 
-  static WeightRows<BFloat16> prepare(const BFloat16* a, const BFloat16* b, int64_t stride, int64_t half, int64_t k,
-                                      int64_t next, int64_t tokens, void* scratch) {
-    WeightRows<BFloat16> rows = PairPath::prepare(a, b, stride, half, k, next, tokens, scratch);
-    if (tokens < kManyTokens) return rows;
-    constexpr int64_t kWeights = kGroup * kStep;  // of a tile
-    BFloat16* tiles_a = static_cast<BFloat16*>(scratch) + PairPath::weight_scratch(k) / sizeof(BFloat16);
-    BFloat16* tiles_b = tiles_a + kWeights;
-    for (int64_t i = 0; i < half; ++i) {
-      for (int64_t column = 0; column + kStep <= k; column += kStep) {
-        const int64_t to = 2 * kWeights * (column / kStep) + i * kStep;
-        std::memcpy(tiles_a + to, a + i * stride + column, kStep * sizeof(BFloat16));
-        std::memcpy(tiles_b + to, b + i * stride + column, kStep * sizeof(BFloat16));
-      }
-    }
-    return {tiles_a, tiles_b, kStep, 2 * kWeights, 0, rows.tail_a, rows.tail_b};
-  }
-
-  // One step of k: 32 columns of both halves' weights and of the panel.
-  template <int kCount>
-  static inline void step(const BFloat16* a, const BFloat16* b, int64_t stride, const BFloat16* panel,
-                          int64_t group_stride) {
-    constexpr int64_t kPanelRow = 2 * kGroup * sizeof(BFloat16);
-    _tile_loadd(6, panel, kPanelRow);
-    _tile_loadd(4, a, stride * sizeof(BFloat16));
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, b, stride * sizeof(BFloat16));
-    _tile_dpbf16ps(2, 5, 6);
-    if constexpr (kCount == 2) {
-      _tile_loadd(7, panel + group_stride, kPanelRow);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
+  static void copy_row(const BFloat16* from, int64_t real, int64_t count, int64_t row, BFloat16* tile) {
+    BFloat16* to = tile + place(row, 0, count);
+    for (int64_t k = 0; k < count; k += kStep, to += kStep * kHalf) {
+      const int64_t here = std::clamp<int64_t>(real - k, 0, kStep);
+      const auto mask = static_cast<__mmask32>((int64_t{1} << here) - 1);
+      _mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(mask, from + k));
     }
   }
 
-  template <int kCount>
-  static void multiply_tiles(const WeightRows<BFloat16>& rows, const BFloat16* panel, int64_t group_stride, int64_t k,
-                             float* sums_a, float* sums_b, bool accumulate) {
-    constexpr int64_t kSumRow = kGroups * kGroup * sizeof(float);
+  // Tiles: sums 0 to 3 (tokens' half, block), tokens 4 and 5, weights 6 and 7.
+  template <int kHalves, int kCount>
+  static void multiply_tiles(Panel<BFloat16> weights, const BFloat16* tokens, int64_t k, float* sums, bool accumulate,
+                             const Ahead& ahead) {
+    constexpr int64_t kSumRow = kBlocks * kBlock * sizeof(float), kTile = kStep * kBlock;
+    float *second = sums + kBlock, *lower = sums + kHalf * kBlocks * kBlock, *last = lower + kBlock;
     memory_fence();
     if (accumulate) {
-      _tile_loadd(0, sums_a, kSumRow);
-      _tile_loadd(2, sums_b, kSumRow);
-      _tile_loadd(1, sums_a + kGroup, kSumRow);
-      _tile_loadd(3, sums_b + kGroup, kSumRow);
+      _tile_loadd(0, sums, kSumRow);
+      if constexpr (kCount == 2) _tile_loadd(1, second, kSumRow);
+      if constexpr (kHalves == 2) _tile_loadd(2, lower, kSumRow);
+      if constexpr (kHalves == 2 && kCount == 2) _tile_loadd(3, last, kSumRow);
     } else {
       _tile_zero(0);
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
     }
-    const int64_t whole = k / kStep * kStep;
-    const BFloat16 *a = rows.a, *b = rows.b;
-    for (int64_t i = 0; i < whole; i += kStep, a += rows.step, b += rows.step) {
-      step<kCount>(a, b, rows.stride, panel + i * kGroup, group_stride);
+    const BFloat16 *x = tokens, *w = weights.data;
+    for (int64_t step = 0; step < k / kStep; ++step, x += kTile, w += kTile) {
+      ahead.ask<kCount>(step);
+      _tile_loadd(4, x, 64);
+      _tile_loadd(6, w, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      if constexpr (kCount == 2) {
+        _tile_loadd(7, w + weights.stride, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      if constexpr (kHalves == 2) {
+        _tile_loadd(5, x + kHalf * k, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        if constexpr (kCount == 2) _tile_dpbf16ps(3, 5, 7);
+      }
     }
-    if (whole < k) step<kCount>(rows.tail_a, rows.tail_b, kStep, panel + whole * kGroup, group_stride);
-    _tile_stored(0, sums_a, kSumRow);
-    _tile_stored(2, sums_b, kSumRow);
-    if constexpr (kCount == 2) {
-      _tile_stored(1, sums_a + kGroup, kSumRow);
-      _tile_stored(3, sums_b + kGroup, kSumRow);
-    }
+    _tile_stored(0, sums, kSumRow);
+    if constexpr (kCount == 2) _tile_stored(1, second, kSumRow);
+    if constexpr (kHalves == 2) _tile_stored(2, lower, kSumRow);
+    if constexpr (kHalves == 2 && kCount == 2) _tile_stored(3, last, kSumRow);
     memory_fence();
   }
 
-  static void multiply(const WeightRows<BFloat16>& rows, int64_t half, const BFloat16* panel, int64_t stride,
-                       int64_t tokens, int64_t k, float* sums_a, float* sums_b, bool accumulate) {
-    if (half < kHalf) configure_tiles(half);
-    if (tokens > kGroup) {
-      multiply_tiles<2>(rows, panel, stride, k, sums_a, sums_b, accumulate);
+  static void multiply(Panel<BFloat16> weights, int64_t blocks, const BFloat16* tokens, int64_t rows, int64_t k,
+                       float* sums, bool accumulate, const Ahead& ahead) {
+    const bool both = rows > kHalf;
+    if (blocks == 2) {
+      both ? multiply_tiles<2, 2>(weights, tokens, k, sums, accumulate, ahead)
+           : multiply_tiles<1, 2>(weights, tokens, k, sums, accumulate, ahead);
     } else {
-      multiply_tiles<1>(rows, panel, stride, k, sums_a, sums_b, accumulate);
+      both ? multiply_tiles<2, 1>(weights, tokens, k, sums, accumulate, ahead)
+           : multiply_tiles<1, 1>(weights, tokens, k, sums, accumulate, ahead);
     }
-    if (half < kHalf) configure_tiles(kHalf);
   }
 };
 

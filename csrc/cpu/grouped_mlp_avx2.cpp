@@ -6,13 +6,13 @@
 CAPMOE_TARGET_BEGIN("avx2,fma,f16c")
 
 #define CAPMOE_LANES 8
-#include "grouped_mlp_vector.h"
+#include "grouped_mlp_float.h"
 
 namespace capmoe::cpu {
 
 template <class T>
 void grouped_mlp_avx2(const GroupedMlpArgs<T>& args) {
-  Layer<FloatPath<T, 3, 1>>(args).run();  // 12 sums in 16 registers
+  Layer<FloatPath<T, 6, 1>>(args).run();  // 12 sums in 16 registers
 }
 
 template void grouped_mlp_avx2(const GroupedMlpArgs<float>&);

@@ -6,19 +6,13 @@
 CAPMOE_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
 #define CAPMOE_LANES 16
-#include "grouped_mlp_vector.h"
+#include "grouped_mlp_float.h"
 
 namespace capmoe::cpu {
 
 template <class T>
 void grouped_mlp_avx512(const GroupedMlpArgs<T>& args) {
-  if constexpr (sizeof(T) == 2) {
-    const int32_t* counts = args.tokens_per_expert;
-    const bool few = *std::max_element(counts, counts + args.config.num_experts) <= kFewTokens;
-    // Sixteen rows keep the shuffles of 16-bit weights busy; of float32 they are only more places in memory at once.
-    if (few) return Layer<FloatPath<T, 8, 1>>(args).run();
-  }
-  Layer<FloatPath<T, 6, 2>>(args).run();  // 24 sums in 32 registers
+  Layer<FloatPath<T, 6, 4>>(args).run();  // 24 sums in 32 registers
 }
 
 template void grouped_mlp_avx512(const GroupedMlpArgs<float>&);

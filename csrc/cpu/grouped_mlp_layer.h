@@ -1,393 +1,302 @@
 // The grouped MLP as blocks of a matrix product, for any instruction set.
 //
-// Both products are computed transposed, C^T = W x^T: the weights are read where they lie, and sixteen tokens fill
-// the lanes of a vector or the columns of a tile. So a row's sum runs over k in one order, whatever its neighbours
-// are and however many rows its expert has, and the hidden values come out in the layout that the second product
-// reads.
+// Weight rows lie sixteen side by side (packed.h), so they fill a vector's lanes or a tile's columns, and a kernel
+// multiplies a group of them with a tile of tokens. A row's sum runs over k in one order, whatever its neighbours are
+// and however many rows its expert has. SwiGLU finds a hidden value's gate and up sums side by side, and both the
+// hidden values and y come out as rows.
 //
 // A Path says how an instruction set does it: Scalar, the type of x, weights and y; Weight, what the kernel multiplies
-// with; Panel, what the tokens are packed to; kHalf, kGroups, the block: two halves of kHalf weight rows by kGroups
-// groups of tokens; kPair, how many neighbours in k lie together; kStep, what k is padded to; kBlockK, kPanelBytes,
-// the cache block; kChunk and chunk(tokens), how many blocks of weights share a tile of tokens; kSumK, what a sum is
-// built of, which divides kBlockK; kFew, up to how many tokens of a tile have their sums as [token, row], kGroup apart,
-// rather than as [row, kTokens], and panels of only 1, 2, 4 or 8 lanes; and the functions used below.
-//
-// A panel holds, for each group, Panel[k / kPair][kGroup][kPair]. Include inside the target region of one file.
+// with; Token, what the rows of x and the hidden values are kept as; kRows, the tokens of a tile; kBlocks, the blocks
+// of a group; kBlockK, the columns that are multiplied before the next group's turn; kTokenBytes, how much of an
+// expert's rows is kept near; and the functions used below. A tile of tokens holds its columns in pieces of kBlockK,
+// and place() says where in a piece. Include inside the target region of one file.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
-#include <utility>
 #include <vector>
 
 #include "grouped_mlp.h"
-#include "simd.h"
+#include "grouped_mlp_weights.h"
 
 namespace capmoe::cpu {
 namespace {
-
-// An expert's weights. A unit is what the block counts: a row, or the gate row and the up row of one hidden value.
-template <class T>
-struct Matrix {
-  const T* data;
-  int64_t k;
-  int64_t unit_stride;
-  int64_t up_offset;  // from a unit's gate row to its up row; 0 where a unit is one row
-};
-
-// What a kernel reads of `half` weight rows of each half-block: whole steps of k in place, the rest zero-padded.
-template <class W>
-struct WeightRows {
-  const W* a;
-  const W* b;
-  int64_t stride;   // from a row to the next
-  int64_t step;     // from kStep columns to the next
-  int64_t next;     // from a row to the one that the next block has in its place
-  const W* tail_a;  // [half, kStep]
-  const W* tail_b;
-  // Of copied rows: where what will be copied next lies, for the kernel to ask for meanwhile, a row of each half for
-  // every group of tokens.
-  const char* next_a = nullptr;
-  const char* next_b = nullptr;
-  int64_t next_stride = 0, next_step = 0, next_rows = 0;  // the first two in bytes
-
-  void next_row() {
-    if (--next_rows <= 0) next_stride = next_step = 0;
-    next_a += next_stride;
-    next_b += next_stride;
-  }
-};
 
 template <class Path>
 class Layer {
  public:
   using T = typename Path::Scalar;
-  using Panel = typename Path::Panel;
-  static constexpr int64_t kTokens = Path::kGroups * kGroup;
-  static constexpr int64_t kTile = 2 * Path::kHalf * kTokens;
+  using Weight = typename Path::Weight;
+  using Token = typename Path::Token;
+  static constexpr int64_t kRows = Path::kRows, kBlocks = Path::kBlocks, kBlockK = Path::kBlockK;
+  static constexpr int64_t kColumns = kBlocks * kBlock;
   static constexpr int64_t kWaveBytes = 16 << 20;
-  static constexpr int64_t kMaxUnits = 256 / (2 * Path::kHalf) * (2 * Path::kHalf);  // in one task
 
   explicit Layer(const GroupedMlpArgs<T>& args)
-      : args_(args), size_(args.config), hidden_stride_(round_up(size_.intermediate, Path::kStep) * kGroup) {}
+      : args_(args),
+        size_(args.config),
+        x_columns_(padded_columns<T>(size_.hidden)),
+        hidden_columns_(padded_columns<T>(size_.intermediate)) {}
 
   void run() {
-    const Buffer hidden(max_wave_groups() * hidden_stride_ * sizeof(Panel));
-    hidden_ = hidden.as<Panel>();
+    const Buffer hidden(max_wave_tiles() * tile_size(hidden_columns_) * sizeof(Token));
+    hidden_ = hidden.as<Token>();
     for (int64_t begin = 0, end; begin < size_.num_experts; begin = end) {
       end = wave_end(begin);
-      for_tasks(blocks(begin, end, size_.hidden), size_.intermediate, size_.hidden,
-                [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
-                  gate_up(scratch, block, first, last);
-                });
-      for_tasks(blocks(begin, end, size_.intermediate), size_.hidden, size_.intermediate,
-                [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
-                  down(scratch, block, first, last);
-                });
+      for_groups(begin, end, up_blocks(), x_columns_,
+                 [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
+                   gate_up(scratch, block, first, last);
+                 });
+      for_groups(begin, end, ceil_div(size_.hidden, kBlock), hidden_columns_,
+                 [&](Scratch& scratch, const RowBlock& block, int64_t first, int64_t last) {
+                   down(scratch, block, first, last);
+                 });
     }
   }
 
  private:
-  // What one range of tasks keeps to itself.
+  // What one range of the work keeps to itself.
   struct Scratch {
-    Scratch(int64_t groups, int64_t k)
-        : panel(groups * kGroup * round_up(std::min(k, Path::kBlockK), Path::kStep) * sizeof(Panel)),
-          sums(sums_bytes(groups, k)),
-          weights(Path::kChunk * Path::weight_scratch(std::min(k, Path::kSumK))) {
-      // Kernels need not write the lanes of missing tokens, but the activation reads them.
-      std::memset(sums.template as<float>(), 0, sums_bytes(groups, k));
-    }
-    static int64_t sums_bytes(int64_t groups, int64_t k) {
-      const int64_t tiles = ceil_div(groups, Path::kGroups);
-      return (k <= Path::kBlockK ? Path::kChunk : ceil_div(kMaxUnits, Path::kHalf)) * tiles * kTile * sizeof(float);
-    }
-    Buffer panel, sums, weights;
-    const RowBlock* packed = nullptr;  // what `panel` holds
-    int64_t packed_k = 0;
+    Scratch(int64_t rows, int64_t columns)
+        : tokens(rows / kRows * tile_size(columns) * sizeof(Token)),
+          sums(rows * kColumns * sizeof(float)),
+          weights(kColumns * std::min(columns, kBlockK) * sizeof(Weight)) {}
+    Buffer tokens, sums, weights;
+    const RowBlock* gathered = nullptr;  // what `tokens` holds
     typename Path::Session session;
   };
 
-  int64_t groups_of(int64_t expert) const { return ceil_div(args_.tokens_per_expert[expert], kGroup); }
+  // Elements of a tile of so many columns.
+  static int64_t tile_size(int64_t columns) {
+    const int64_t whole = columns / kBlockK * kBlockK;
+    return kRows * (whole + Path::row_size(columns - whole));
+  }
+
+  int64_t tiles_of(int64_t expert) const { return ceil_div(args_.tokens_per_expert[expert], kRows); }
+
+  int64_t up_blocks() const { return ceil_div(size_.intermediate, kBlock) * (size_.gated ? 2 : 1); }
 
   // A wave of experts goes through both products before the next: its hidden values stay near, in memory that is
   // used again rather than asked of the system.
   int64_t wave_end(int64_t begin) const {
-    int64_t end = begin + 1, groups = groups_of(begin);
+    const int64_t tile_bytes = tile_size(hidden_columns_) * static_cast<int64_t>(sizeof(Token));
+    int64_t end = begin + 1, tiles = tiles_of(begin);
     for (; end < size_.num_experts; ++end) {
-      groups += groups_of(end);
-      if (groups * hidden_stride_ * static_cast<int64_t>(sizeof(Panel)) > kWaveBytes) break;
+      tiles += tiles_of(end);
+      if (tiles * tile_bytes > kWaveBytes) break;
     }
     return end;
   }
 
-  int64_t max_wave_groups() const {
+  int64_t max_wave_tiles() const {
     int64_t most = 0;
     for (int64_t begin = 0, end; begin < size_.num_experts; begin = end) {
       end = wave_end(begin);
-      int64_t groups = 0;
-      for (int64_t expert = begin; expert < end; ++expert) groups += groups_of(expert);
-      most = std::max(most, groups);
+      int64_t tiles = 0;
+      for (int64_t expert = begin; expert < end; ++expert) tiles += tiles_of(expert);
+      most = std::max(most, tiles);
     }
     return most;
   }
 
-  std::vector<RowBlock> blocks(int64_t first_expert, int64_t last_expert, int64_t k) const {
-    const int64_t row_bytes = std::min(k, Path::kBlockK) * sizeof(Panel);
-    const int64_t rows = std::clamp<int64_t>(Path::kPanelBytes / row_bytes / kTokens, 1, 1024 / kTokens) * kTokens;
-    return row_blocks(args_.expert_offsets, args_.tokens_per_expert, first_expert, last_expert, rows);
+  // As many rows of an expert as stay near.
+  static int64_t max_rows(int64_t columns) {
+    const int64_t bytes = columns * static_cast<int64_t>(sizeof(Token));
+    return std::clamp<int64_t>(Path::kTokenBytes / bytes / kRows, ceil_div(64, kRows), 1024 / kRows) * kRows;
   }
 
-  // Calls task(scratch, block, begin, end) for every block of rows and every piece of `units`. Pieces are small, for
-  // the load to spread where experts are few; neighbours in a range share the packed rows.
+  // Calls task(scratch, block, begin, end) for weight blocks [begin, end) of every block of rows. The work is cut by
+  // tiles times groups, evenly among the threads; a group goes to whom its first tile belongs.
   template <class Task>
-  void for_tasks(const std::vector<RowBlock>& blocks, int64_t units, int64_t k, const Task& task) const {
-    const int64_t piece = k <= Path::kBlockK ? kMaxUnits / 2 : kMaxUnits;
-    const int64_t pieces = ceil_div(units, piece);
-    int64_t max_rows = 0;
-    for (const RowBlock& block : blocks) max_rows = std::max(max_rows, block.rows);
-    (*args_.parallel_for)(blocks.size() * pieces, [&](int64_t begin, int64_t end) {
-      Scratch scratch(ceil_div(max_rows, kGroup), k);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % pieces * piece;
-        task(scratch, blocks[i / pieces], first, std::min(first + piece, units));
+  void for_groups(int64_t first_expert, int64_t last_expert, int64_t weight_blocks, int64_t columns,
+                  const Task& task) const {
+    const std::vector<RowBlock> blocks =
+        row_blocks(args_.expert_offsets, args_.tokens_per_expert, first_expert, last_expert, max_rows(columns), kRows);
+    const int64_t groups = ceil_div(weight_blocks, kBlocks);
+    int64_t total = 0, most_rows = 0;
+    for (const RowBlock& block : blocks) {
+      total += groups * ceil_div(block.rows, kRows);
+      most_rows = std::max(most_rows, block.rows);
+    }
+    (*args_.parallel_for)(total, [&](int64_t begin, int64_t end) {
+      Scratch scratch(round_up(most_rows, kRows), columns);
+      int64_t before = 0;
+      for (const RowBlock& block : blocks) {
+        const int64_t tiles = ceil_div(block.rows, kRows);
+        const int64_t first = std::clamp<int64_t>(ceil_div(begin - before, tiles), 0, groups);
+        const int64_t last = std::clamp<int64_t>(ceil_div(end - before, tiles), 0, groups);
+        if (first < last) task(scratch, block, first * kBlocks, std::min(last * kBlocks, weight_blocks));
+        before += groups * tiles;
       }
     });
   }
 
   void gate_up(Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) const {
     const int64_t h = size_.hidden, f = size_.intermediate;
-    const bool gated = size_.gated;
-    const T* weights = args_.gate_up_proj + block.expert * (gated ? 2 : 1) * f * h;
-    const Matrix<T> matrix{weights, h, gated && size_.interleaved ? 2 * h : h,
-                           !gated ? 0 : (size_.interleaved ? h : f * h)};
-    const auto panel = [&](int64_t k0, int64_t k1) {
-      return PanelAt{pack(scratch, block, k0, k1), round_up(k1 - k0, Path::kStep) * kGroup, k0};
-    };
-    multiply(scratch, matrix, begin, end, block.rows, panel,
-             [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
-               store_hidden(sums, block, unit, units, group, groups);
+    Matrix<T> matrix{{args_.gate_up_proj, f, h, size_.gated, size_.interleaved}, size_.packed};
+    matrix.plain.data +=
+        block.expert * (size_.packed ? up_blocks() * matrix.block_size() : (size_.gated ? 2 : 1) * f * h);
+    gather(scratch, block);
+    multiply(scratch, matrix, begin, end, block, scratch.tokens.template as<Token>(), x_columns_,
+             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t rows) {
+               store_hidden(sums, block, first, blocks, tile, rows);
              });
-    if (end == size_.intermediate) pad_hidden(block);
+    if (end == up_blocks()) pad_hidden(block);
   }
 
   void down(Scratch& scratch, const RowBlock& block, int64_t begin, int64_t end) const {
     const int64_t h = size_.hidden, f = size_.intermediate;
-    const Matrix<T> matrix{args_.down_proj + block.expert * h * f, f, f, 0};
-    const Panel* hidden = hidden_ + block.group * hidden_stride_;
-    const auto panel = [&](int64_t, int64_t) { return PanelAt{hidden, hidden_stride_, 0}; };
-    multiply(scratch, matrix, begin, end, block.rows, panel,
-             [&](const float* sums, int64_t unit, int64_t units, int64_t group, int64_t groups) {
-               store_y(sums, block, unit, units, group, groups);
+    Matrix<T> matrix{{args_.down_proj, h, f, false, false}, size_.packed};
+    matrix.plain.data += block.expert * (size_.packed ? ceil_div(h, kBlock) * matrix.block_size() : h * f);
+    multiply(scratch, matrix, begin, end, block, hidden_of(block), hidden_columns_,
+             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t rows) {
+               store_y(sums, block, first, blocks, tile, rows);
              });
   }
 
-  struct PanelAt {
-    const Panel* data;
-    int64_t stride;   // from a group to the next
-    int64_t first_k;  // what it begins with
-  };
-
-  // Tokens that lie together in a panel, of a tile of so many.
-  static int64_t lanes_of(int64_t tokens) {
-    if (tokens > Path::kFew) return kGroup;
-    return tokens <= 2 ? tokens : tokens <= 4 ? 4 : 8;
+  // The weights of blocks from `first` on, columns [k, k + kBlockK), asked for during `tiles` tiles of `steps` steps.
+  static Ahead ahead_of(const Matrix<T>& matrix, int64_t first, int64_t k, int64_t columns, int64_t tiles,
+                        int64_t steps) {
+    if (!matrix.packed) return {};
+    constexpr int64_t kBytes = sizeof(T);
+    const int64_t lines = std::min(kBlockK, columns - k) * kBlock * kBytes / 64;
+    return {reinterpret_cast<const char*>(matrix.block(first) + k * kBlock), matrix.block_size() * kBytes,
+            ceil_div(lines, tiles * steps), steps};
   }
 
-  // Some units that the kernel takes at once, and where their sums go.
-  struct Step {
-    int64_t unit, units, half, first_b;  // first_b: of the sums, where the second half's rows begin
-    const T *a, *b;
-    float* sums;
-    decltype(Path::prepare(nullptr, nullptr, 0, 0, 0, 0, 0, nullptr)) rows;
-  };
-
-  // Sums of units [begin, end) over all k for all rows of a block, handed to `store` tile by tile: sums
-  // [rows, kTokens], where gated the units' gate rows, then their up rows.
-  template <class Panels, class Store>
-  void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, int64_t tokens,
-                const Panels& panel_of, const Store& store) const {
-    const int64_t step = matrix.up_offset != 0 ? Path::kHalf : 2 * Path::kHalf;
-    const int64_t chunk = Path::chunk(tokens) * step, at_once = Path::columns_at_once(tokens);
-    const bool once = matrix.k <= Path::kBlockK;  // one block of k: each unit's sums are stored at once
-    Step steps[Path::kChunk];
-    for (int64_t k0 = 0; k0 < matrix.k; k0 += Path::kBlockK) {
-      const int64_t k1 = std::min(k0 + Path::kBlockK, matrix.k);
-      const PanelAt panel = panel_of(k0, k1);
-      float* sums = scratch.sums.template as<float>();
-      for (int64_t unit = begin; unit < end; unit += chunk) {
-        const int64_t last = std::min(unit + chunk, end), count = ceil_div(last - unit, step);
-        for (int64_t i = 0; i < count; ++i) {
-          steps[i] = step_of(matrix, unit + i * step, last, sums);
-          sums += ceil_div(tokens, kTokens) * kTile;
-        }
-        // All tokens use a piece of the weights, and all the chunk's weights a tile's tokens, while it is near.
-        for (int64_t k = k0; k < k1; k += at_once) {
-          const int64_t count_k = std::min(at_once, k1 - k);
-          const int64_t next = k + count_k < k1 ? count_k : chunk * matrix.unit_stride + k0 - k;
-          char* weights = scratch.weights.template as<char>();
-          for (int64_t i = 0; i < count; ++i, weights += Path::weight_scratch(count_k)) {
-            Step& s = steps[i];
-            s.rows = Path::prepare(s.a + k, s.b + k, matrix.unit_stride, s.half, count_k, next, tokens, weights);
-          }
-          for (int64_t first = 0; first < tokens; first += kTokens) {
-            const int64_t here = std::min(kTokens, tokens - first);
-            const Panel* tile = panel.data + first / kGroup * panel.stride + (k - panel.first_k) * lanes_of(here);
-            multiply_tile(steps, count, tile, panel.stride, first, here, k, count_k, matrix.k, store);
-          }
-        }
-        if (once) sums = scratch.sums.template as<float>();
-      }
-    }
-  }
-
-  static Step step_of(const Matrix<T>& matrix, int64_t unit, int64_t end, float* sums) {
-    const bool pairs = matrix.up_offset != 0;
-    const int64_t units = std::min<int64_t>(pairs ? Path::kHalf : 2 * Path::kHalf, end - unit);
-    // Of an odd number of rows the halves share the middle one.
-    const int64_t half = pairs ? units : (units + 1) / 2;
-    const T* a = matrix.data + unit * matrix.unit_stride;
-    const T* b = pairs ? a + matrix.up_offset : a + (units - half) * matrix.unit_stride;
-    return {unit, units, half, pairs ? half : units - half, a, b, sums, {}};
-  }
-
+  // Sums of weight blocks [begin, end) for all rows of a block, handed to `store` tile by tile: [kRows, kColumns].
   template <class Store>
-  static void multiply_tile(Step* steps, int64_t count, const Panel* panel, int64_t stride, int64_t first,
-                            int64_t tokens, int64_t k, int64_t count_k, int64_t whole_k, const Store& store) {
-    for (int64_t i = 0; i < count; ++i) {
-      Step& s = steps[i];
-      float* tile = s.sums + first / kTokens * kTile;
-      Path::multiply(s.rows, s.half, panel, stride, tokens, count_k, tile, tile + s.first_b * kTokens, k > 0);
-      s.rows.next_row();
-      if (k + count_k == whole_k) store(tile, s.unit, s.units, first / kGroup, ceil_div(tokens, kGroup));
-    }
-  }
-
-  // Columns [k0, k1) of a block's rows as a panel.
-  const Panel* pack(Scratch& scratch, const RowBlock& block, int64_t k0, int64_t k1) const {
-    Panel* panel = scratch.panel.template as<Panel>();
-    if (scratch.packed == &block && scratch.packed_k == k0) return panel;
-    scratch.packed = &block;
-    scratch.packed_k = k0;
-    const int64_t stride = round_up(k1 - k0, Path::kStep) * kGroup;
-    for (int64_t first = 0; first < block.rows; first += kGroup) {
-      const T* rows[kGroup] = {};
-      for (int64_t i = first; i < std::min(first + kGroup, block.rows); ++i) {
-        const int64_t row = args_.row_tokens ? args_.row_tokens[block.row + i] : block.row + i;
-        rows[i - first] = args_.x + row * size_.hidden + k0;
-      }
-      const int64_t lanes = lanes_of(block.rows - first / kTokens * kTokens);
-      Path::pack(rows, lanes, k1 - k0, panel + first / kGroup * stride);
-    }
-    return panel;
-  }
-
-  void store_hidden(const float* sums, const RowBlock& block, int64_t unit, int64_t units, int64_t group,
-                    int64_t groups) const {
-    with_activation(size_.activation, [&](auto activation) {
-      if constexpr (Path::kFew > 0) {
-        const int64_t tokens = block.rows - group * kGroup;
-        if (tokens <= Path::kFew) return store_few_hidden(activation, sums, block, unit, units, group, tokens);
-      }
-      for (int64_t g = 0; g < groups; ++g) {
-        Panel* out = hidden_ + (block.group + group + g) * hidden_stride_ + unit * kGroup;
-        for (int64_t i = 0; i < units; i += Path::kPair) {
-          Vec values[Path::kPair][kGroup / kLanes] = {};
-          for (int64_t j = 0; j < std::min<int64_t>(Path::kPair, units - i); ++j) {
-            activate(activation, sums + g * kGroup, block.expert, unit, units, i + j, values[j]);
-          }
-          Path::store_hidden(values, out + i * kGroup);
+  void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, const RowBlock& block,
+                const Token* tokens, int64_t columns, const Store& store) const {
+    const int64_t tiles = ceil_div(block.rows, kRows), size = tile_size(columns);
+    float* sums = scratch.sums.template as<float>();
+    for (int64_t first = begin; first < end; first += kBlocks) {
+      const int64_t blocks = std::min(kBlocks, end - first);
+      for (int64_t k = 0; k < columns; k += kBlockK) {
+        const int64_t count = std::min(kBlockK, columns - k);
+        const Token* piece = tokens + k * kRows;
+        const bool last = k + count == columns;
+        const int64_t steps = ceil_div(count, Path::kStep);
+        Ahead ahead;
+        if (!last) {
+          ahead = ahead_of(matrix, first, k + count, columns, tiles, steps);
+        } else if (first + kBlocks < end) {
+          ahead = ahead_of(matrix, first + kBlocks, 0, columns, tiles, steps);
         }
+        Path::with_panel(matrix, first, blocks, k, count, block.rows, scratch.weights.template as<Weight>(),
+                         [&](auto panel) {
+                           for (int64_t tile = 0; tile < tiles; ++tile) {
+                             const int64_t rows = std::min(kRows, block.rows - tile * kRows);
+                             float* out = sums + tile * kRows * kColumns;
+                             Path::multiply(panel, blocks, piece + tile * size, rows, count, out, k > 0, ahead);
+                             ahead.next_tile();
+                             if (last) store(out, first, blocks, tile, rows);
+                           }
+                         });
+      }
+    }
+  }
+
+  // A block's rows of x as tiles.
+  void gather(Scratch& scratch, const RowBlock& block) const {
+    if (scratch.gathered == &block) return;
+    scratch.gathered = &block;
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const int64_t row = args_.row_tokens ? args_.row_tokens[block.row + i] : block.row + i;
+      const T* from = args_.x + row * size_.hidden;
+      Token* tile = scratch.tokens.template as<Token>() + i / kRows * tile_size(x_columns_);
+      for (int64_t k = 0; k < x_columns_; k += kBlockK) {
+        const int64_t count = std::min(kBlockK, x_columns_ - k);
+        Path::copy_row(from + k, std::min(count, size_.hidden - k), count, i % kRows, tile + k * kRows);
+      }
+    }
+  }
+
+  Token* hidden_of(const RowBlock& block) const { return hidden_ + block.tile * tile_size(hidden_columns_); }
+
+  // Calls body(row, where): sixteen hidden values of each row of a tile begin there.
+  template <class Body>
+  void for_hidden(const RowBlock& block, int64_t tile, int64_t rows, int64_t column, const Body& body) const {
+    const int64_t k = column / kBlockK * kBlockK, count = std::min(kBlockK, hidden_columns_ - k);
+    Token* piece = hidden_of(block) + tile * tile_size(hidden_columns_) + k * kRows;
+    for (int64_t r = 0; r < rows; ++r) body(r, piece + Path::place(r, column - k, count));
+  }
+
+  void store_hidden(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
+                    int64_t rows) const {
+    with_activation(size_.activation, [&](auto activation) {
+      if (size_.gated) {
+        store_activated<2>(sums, block, first, blocks, tile, rows,
+                           [&](Vec gate, Vec up) { return activation.gated(gate, up); });
+      } else {
+        store_activated<1>(sums, block, first, blocks, tile, rows,
+                           [&](Vec gate, Vec) { return activation.plain(gate); });
       }
     });
   }
 
-  // The same for a tile of few tokens, whose sums are [token, row]: the units fill a vector's lanes.
-  template <class Act>
-  void store_few_hidden(Act, const float* sums, const RowBlock& block, int64_t unit, int64_t units, int64_t group,
-                        int64_t tokens) const {
-    alignas(64) float first_bias[kGroup] = {}, up_bias[kGroup] = {}, values[kGroup];
-    for (int64_t i = 0; i < units && args_.gate_up_bias != nullptr; ++i) {
-      std::tie(first_bias[i], up_bias[i]) = biases(block.expert, unit + i);
-    }
-    const int64_t lanes = lanes_of(tokens);
-    Panel* out = hidden_ + (block.group + group) * hidden_stride_ + unit * lanes;
-    std::fill_n(out, units * lanes, Panel{});
-    for (int64_t t = 0; t < tokens; ++t, sums += kGroup) {
-      for (int64_t part = 0; part < kGroup; part += kLanes) {
-        const Vec first = load(sums + part) + load(first_bias + part);
-        if (size_.gated) {
-          store(values + part, Act::gated(first, load(sums + units + part) + load(up_bias + part)));
-        } else {
-          store(values + part, Act::plain(first));
-        }
+  // kStep: blocks that make sixteen hidden values.
+  template <int kStep, class Activate>
+  void store_activated(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
+                       int64_t rows, const Activate& activate) const {
+    constexpr int kParts = kBlock / kLanes;
+    for (int64_t b = 0; b < blocks; b += kStep) {
+      const int64_t unit = (first + b) / kStep * kBlock;
+      alignas(64) float gate_bias[kBlock] = {}, up_bias[kBlock] = {};
+      if (args_.gate_up_bias) biases(block.expert, unit, gate_bias, up_bias);
+      Vec gate_add[kParts], up_add[kParts];
+      for (int part = 0; part < kParts; ++part) {
+        gate_add[part] = load(gate_bias + part * kLanes);
+        up_add[part] = load(up_bias + part * kLanes);
       }
-      for (int64_t i = 0; i < units; ++i) out[i * lanes + t] = values[i];
+      for_hidden(block, tile, rows, unit, [&](int64_t r, Token* to) {
+        const float* from = sums + r * kColumns + b * kBlock;
+        Vec values[kParts];
+        for (int part = 0; part < kParts; ++part) {
+          const Vec up = kStep == 2 ? load(from + kBlock + part * kLanes) + up_add[part] : Vec{};
+          values[part] = activate(load(from + part * kLanes) + gate_add[part], up);
+        }
+        Path::store_hidden(values, to);
+      });
     }
   }
 
-  // Of one hidden value: what is added to its gate, or only, sum and to its up sum.
-  std::pair<float, float> biases(int64_t expert, int64_t unit) const {
-    if (args_.gate_up_bias == nullptr) return {0.0f, 0.0f};
-    const int64_t f = size_.intermediate;
+  // Of sixteen hidden values: what is added to their gate, or only, sums and to their up sums.
+  void biases(int64_t expert, int64_t unit, float* gate, float* up) const {
+    const int64_t f = size_.intermediate, step = size_.interleaved ? 2 : 1;
     const T* bias = args_.gate_up_bias + expert * (size_.gated ? 2 * f : f);
-    if (!size_.gated) return {to_float(bias[unit]), 0.0f};
-    const int64_t first = size_.interleaved ? 2 * unit : unit;
-    return {to_float(bias[first]), to_float(bias[size_.interleaved ? first + 1 : f + unit])};
-  }
-
-  template <class Act>
-  void activate(Act, const float* sums, int64_t expert, int64_t unit, int64_t units, int64_t i,
-                Vec out[kGroup / kLanes]) const {
-    const auto [first_bias, up_bias] = biases(expert, unit + i);
-    for (int part = 0; part < kGroup / kLanes; ++part) {
-      const Vec first = load(sums + i * kTokens + part * kLanes) + first_bias;
-      if (size_.gated) {
-        out[part] = Act::gated(first, load(sums + (units + i) * kTokens + part * kLanes) + up_bias);
-      } else {
-        out[part] = Act::plain(first);
-      }
+    for (int64_t i = 0; i < std::min(kBlock, f - unit); ++i) {
+      gate[i] = to_float(bias[step * (unit + i)]);
+      if (size_.gated) up[i] = to_float(bias[step * (unit + i) + (size_.interleaved ? 1 : f)]);
     }
   }
 
-  // Zeros between F and the padded F, which the second product multiplies with its padded weights.
+  // Zeros behind the last block of hidden values, which the second product multiplies with its weights' zeros.
   void pad_hidden(const RowBlock& block) const {
-    const int64_t used = round_up(size_.intermediate, Path::kPair) * kGroup;
-    for (int64_t g = 0; g < ceil_div(block.rows, kGroup); ++g) {
-      Panel* group = hidden_ + (block.group + g) * hidden_stride_;
-      std::memset(group + used, 0, (hidden_stride_ - used) * sizeof(Panel));
+    const Vec zeros[kBlock / kLanes] = {};
+    for (int64_t column = round_up(size_.intermediate, kBlock); column < hidden_columns_; column += kBlock) {
+      for (int64_t row = 0; row < block.rows; row += kRows) {
+        for_hidden(block, row / kRows, std::min(kRows, block.rows - row), column,
+                   [&](int64_t, Token* to) { Path::store_hidden(zeros, to); });
+      }
     }
   }
 
-  void store_y(const float* sums, const RowBlock& block, int64_t column, int64_t columns, int64_t group,
-               int64_t groups) const {
-    for (int64_t i = 0; i < columns; i += kGroup) {
-      const int64_t count = std::min(kGroup, columns - i);
-      const int64_t first = column + i;
-      alignas(64) float bias[kGroup] = {};
-      if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + first, bias, count);
-      const int64_t few = block.rows - group * kGroup;
-      if (few <= Path::kFew) {
-        T* y = args_.y + (block.row + group * kGroup) * size_.hidden + first;
-        for (int64_t t = 0; t < few; ++t) store_row(sums + t * kGroup, bias, y + t * size_.hidden, count);
-        continue;
-      }
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t row = (group + g) * kGroup;
-        T* y = args_.y + (block.row + row) * size_.hidden + first;
-        alignas(64) float tile[kGroup * kGroup];
-        transpose(sums + i * kTokens + g * kGroup, kTokens, count, tile);
-        for (int64_t t = 0; t < std::min(kGroup, block.rows - row); ++t) {
-          store_row(tile + t * kGroup, bias, y + t * size_.hidden, count);
-        }
-      }
+  void store_y(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
+               int64_t rows) const {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t column = (first + b) * kBlock, count = std::min(kBlock, size_.hidden - column);
+      alignas(64) float bias[kBlock] = {};
+      if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + column, bias, count);
+      T* y = args_.y + (block.row + tile * kRows) * size_.hidden + column;
+      for (int64_t r = 0; r < rows; ++r) store_row(sums + r * kColumns + b * kBlock, bias, y + r * size_.hidden, count);
     }
   }
 
   const GroupedMlpArgs<T>& args_;
   const GroupedMlp& size_;
-  const int64_t hidden_stride_;  // of a group
-  Panel* hidden_ = nullptr;      // a wave's hidden values as one panel
+  const int64_t x_columns_, hidden_columns_;  // with their zeros
+  Token* hidden_ = nullptr;                   // a wave's hidden values
 };
 
 }  // namespace

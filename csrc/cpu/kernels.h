@@ -41,6 +41,11 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
 void dispatch(const void* hidden_states, const int32_t* row_tokens, int64_t rows, int64_t row_bytes, void* x,
               const ParallelFor& parallel_for);
 
+// weights [experts, rows, columns] into packed.h's layout, which fits the dtype and not the processor.
+template <class T>
+void pack(const T* weights, int64_t experts, int64_t rows, int64_t columns, bool gated, bool interleaved, T* out,
+          const ParallelFor& parallel_for);
+
 // y[r] = down(act(gate_up(x[r]))) for the rows of each expert: [expert_offsets[e], + tokens_per_expert[e]).
 // Sums in float32. x is [N, H], or, where row_tokens is given, [T, H] gathered through it. Biases may be null:
 // gate_up_bias [E, 2F] (or [E, F]), down_bias [E, H]. Rows of no expert are neither read nor written.

@@ -150,7 +150,7 @@ inline void to_floats(const T* from, float* to, int64_t count) {
 
 inline void transpose(const float* from, int64_t stride, int64_t rows, float* to) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < kGroup; ++j) to[j * kGroup + i] = from[i * stride + j];
+    for (int64_t j = 0; j < 16; ++j) to[j * 16 + i] = from[i * stride + j];
   }
 }
 
@@ -159,7 +159,27 @@ inline void store_row(const float* tile, const float* bias, T* to, int64_t count
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(tile[i] + bias[i]);
 }
 
+// kLanes of them.
+inline Vec load_floats(const float* from) { return load(from); }
+
+inline Vec load_floats(const Half* from) {
+#if CAPMOE_LANES == 8
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  alignas(16) float values[kLanes];
+  for (int i = 0; i < kLanes; ++i) values[i] = to_float(from[i]);
+  return load(values);
 #endif
+}
+
+#endif
+
+// Of kLanes pairs the first ones and the second ones.
+inline std::pair<Vec, Vec> load_pairs(const BFloat16* from) {
+  IntVec bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  return {(Vec)(bits << 16), (Vec)(bits & static_cast<int32_t>(0xffff0000u))};
+}
 
 }  // namespace
 }  // namespace capmoe::cpu
