@@ -3,12 +3,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS := build/peers
 # The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is, and those of
 # Triton, whose wheel is for Linux, with the compiler that it brings.
 REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo test build lint bench clean
+.PHONY: demo test build lint bench bench-cpu clean
 
 demo: build
 	$(BIN)/capmoe demo
@@ -41,6 +42,17 @@ lint: build
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-columns=median,iqr,rounds
+
+# The CPU layer beside others', which live in a virtual environment of their own.
+bench-cpu: build $(PEERS)/.installed
+	$(PEERS)/bin/python -m bench.cpu_peers --json build/cpu_peers.json
+
+$(PEERS)/.installed: $(wildcard bench/requirements-peers*.txt)
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -c bench/requirements-peers.txt "setuptools>=77" wheel torch
+	DS_BUILD_OPS=0 $(PEERS)/bin/python -m pip install --no-build-isolation -r bench/requirements-peers.txt
+	$(PEERS)/bin/python -m pip install --no-deps -r bench/requirements-peers-no-deps.txt
+	touch $@
 
 clean:
 	rm -rf build $(VENV) capmoe_kernels/*.so *.egg-info

@@ -1,0 +1,135 @@
+"""The CPU layer beside everyone else's: ``make bench-cpu``, or ``python -m bench.cpu_peers``.
+
+One thread and process CPU time, because cores may be shared; samples of all sides take turns, and
+the median counts. Every answer is checked against float64 before it is timed. Ours is ``cm.moe``,
+routing included; the others get their top-k for free. Before each sample of up to 32 tokens 1 GiB
+is read and then a layer of tiny experts run, so that the weights come from memory and the code from
+the caches, as in a model with many layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import cpu_peers_layer as layer
+from . import cpu_peers_parts as parts
+from . import cpu_peers_rivals as rivals
+from . import cpu_peers_routing as routing
+from .cpu_layer import DTYPES, cpu_model
+from .cpu_peers_cases import SHAPES
+from .cpu_peers_child import in_child
+from .cpu_peers_peaks import Peaks
+from .cpu_peers_tables import markdown
+
+PARTS = ("layer", "routing", "capacity", "threads", "call", "memory")
+EVERYWHERE = ("bf16", "mixs")  # only these are worth a minute at T = 4096
+
+
+def main() -> None:
+    asked = _arguments()
+    began, load = time.monotonic(), os.getloadavg()[0]
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    rivals.load()
+    peaks = Peaks()
+    results: dict[str, Any] = {"peaks": peaks.flops()}
+    usable = {dtype: layer.usable(dtype) for dtype in asked.dtype}
+    results["absent"] = {dtype: out for dtype, (_, out) in usable.items()}
+    results.update(_small_parts(asked, lambda: usable.get("bf16") or layer.usable("bf16")))
+    if "layer" in asked.only:
+        results.update(_layer(asked, usable, peaks, began + 60 * asked.minutes))
+    results["header"] = _header(results["peaks"], peaks, load, time.monotonic() - began)
+    print(markdown(results))
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(results, indent=2) + "\n")
+    if any(rivals.OURS in cell["wrong"] for cell in results.get("cells", [])):
+        raise SystemExit("ours is wrong")
+
+
+def _small_parts(
+    asked: argparse.Namespace, usable: Callable[[], tuple[list[str], dict[str, str]]]
+) -> dict[str, Any]:
+    seconds, tokens = asked.seconds, max(asked.tokens or layer.TOKENS)
+    shape = "olmoe" if "olmoe" in asked.shape else asked.shape[0]
+    dense = [name for name in ("mixs", "olmoe") if name in asked.shape] or asked.shape
+    measures: dict[str, Callable[[], Any]] = {
+        "routing": lambda: routing.measure(seconds),
+        "capacity": lambda: parts.capacity(2 * seconds, shape, tokens),
+        "threads": lambda: parts.threads(seconds, dense, tokens),
+        "call": lambda: parts.call_cost(seconds, usable()[0]),
+        "memory": lambda: parts.memory(shape, tokens),
+    }
+    found = {}
+    for name, measure in measures.items():
+        if name in asked.only:
+            _say(name)
+            found[name] = in_child(measure)
+    return found
+
+
+def _layer(
+    asked: argparse.Namespace,
+    usable: dict[str, tuple[list[str], dict[str, str]]],
+    peaks: Peaks,
+    end: float,
+) -> dict[str, Any]:
+    cells: list[layer.Cell] = []
+    skipped = []
+    for dtype in asked.dtype:
+        for shape in asked.shape:
+            if time.monotonic() > end:
+                skipped.append(f"{dtype} {shape}")
+                continue
+            whole = asked.tokens or dtype in EVERYWHERE or shape in EVERYWHERE
+            tokens = asked.tokens or (layer.TOKENS if whole else layer.TOKENS[:-1])
+            _say(f"{dtype} {shape}")
+            plan = layer.Plan(dtype, shape, tuple(tokens), asked.seconds)
+            cells += layer.measure(plan, usable[dtype][0], peaks)
+    return {"cells": cells, "skipped": skipped}
+
+
+def _header(
+    flops: dict[str, float], peaks: Peaks, load: float, seconds: float
+) -> dict[str, object]:
+    rates = {unit: f"{rate / 1e9:.0f} GFLOP/s" for unit, rate in flops.items()}
+    return {
+        "cpu": cpu_model(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "one core": {**rates, "reads": f"{peaks.bandwidth() / 1e9:.1f} GB/s"},
+        "versions": rivals.versions(),
+        "load average before and after": f"{load:.1f} and {os.getloadavg()[0]:.1f}",
+        "minutes": f"{seconds / 60:.1f}",
+    }
+
+
+def _say(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["bf16", "fp32", "fp16"])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["mixs", "olmoe", "qwen3"])
+    parser.add_argument(
+        "--tokens", nargs="+", type=int, help="default: up to 4096 where affordable"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="of samples per cell")
+    parser.add_argument("--minutes", type=float, default=12.0, help="no new table after these")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
