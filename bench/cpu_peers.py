@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .cpu_peers_peaks import Peaks
 from .cpu_peers_tables import markdown
 
 PARTS = ("layer", "routing", "capacity", "threads", "call", "memory")
+FAILED: list[str] = []
 EVERYWHERE = ("bf16", "mixs")  # only these are worth a minute at T = 4096
 
 
@@ -49,12 +51,17 @@ def main() -> None:
     if "layer" in asked.only:
         results.update(_layer(asked, usable, peaks, began + 60 * asked.minutes))
     results["header"] = _header(results["peaks"], peaks, load, time.monotonic() - began)
-    print(markdown(results))
+    wrong = [cell for cell in results.get("cells", []) if rivals.OURS in cell["wrong"]]
+    FAILED.extend(
+        f"ours is wrong: {cell['dtype']} {cell['shape']} {cell['tokens']}" for cell in wrong
+    )
+    results["failed"] = FAILED
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps(results, indent=2) + "\n")
-    if any(rivals.OURS in cell["wrong"] for cell in results.get("cells", [])):
-        raise SystemExit("ours is wrong")
+    print(markdown(results))
+    if FAILED:
+        raise SystemExit(1)
 
 
 def _small_parts(
@@ -70,12 +77,17 @@ def _small_parts(
         "call": lambda: parts.call_cost(seconds, usable()[0]),
         "memory": lambda: parts.memory(shape, tokens),
     }
-    found = {}
-    for name, measure in measures.items():
-        if name in asked.only:
-            _say(name)
-            found[name] = in_child(measure)
-    return found
+    return {name: _guarded(name, measures[name]) for name in asked.only if name in measures}
+
+
+def _guarded(name: str, measure: Callable[[], Any]) -> Any:
+    """In a child; where that fails the rest of the run goes on, and the exit status tells."""
+    print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+    try:
+        return in_child(measure)
+    except RuntimeError as error:
+        FAILED.append(f"{name}: {error}")
+        return None
 
 
 def _layer(
@@ -93,9 +105,9 @@ def _layer(
                 continue
             whole = asked.tokens or dtype in EVERYWHERE or shape in EVERYWHERE
             tokens = asked.tokens or (layer.TOKENS if whole else layer.TOKENS[:-1])
-            _say(f"{dtype} {shape}")
             plan = layer.Plan(dtype, shape, tuple(tokens), asked.seconds)
-            cells += layer.measure(plan, usable[dtype][0], peaks)
+            measure = partial(layer.measure, plan, usable[dtype][0], peaks)
+            cells += _guarded(f"{dtype} {shape}", measure) or []
     return {"cells": cells, "skipped": skipped}
 
 
@@ -111,10 +123,6 @@ def _header(
         "load average before and after": f"{load:.1f} and {os.getloadavg()[0]:.1f}",
         "minutes": f"{seconds / 60:.1f}",
     }
-
-
-def _say(what: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

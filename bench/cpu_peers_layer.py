@@ -41,11 +41,6 @@ class Plan(NamedTuple):
     seconds: float  # of samples per cell
 
 
-def measure(plan: Plan, names: list[str], peaks: Peaks) -> list[Cell]:
-    """In a child of its own: several packed copies of the weights, which others never free."""
-    return in_child(lambda: _measure(plan, SHAPES[plan.shape], names, peaks))
-
-
 def usable(dtype: str) -> tuple[list[str], dict[str, str]]:
     """Which rivals survive eight tokens of this type, and what became of the others."""
     names, reasons = [], {}
@@ -69,10 +64,11 @@ def _try(prepare: rivals.Prepare, dtype: torch.dtype) -> None:
     prepare(experts)(Given(*make_inputs(TINY, dtype, 8), experts, TINY.top_k))
 
 
-def _measure(plan: Plan, shape: Shape, names: list[str], peaks: Peaks) -> list[Cell]:
+def measure(plan: Plan, names: list[str], peaks: Peaks) -> list[Cell]:
+    """Wants a process of its own: several packed copies of the weights, which others never free."""
     keep_freed_memory()
     torch.manual_seed(0)
-    dtype = DTYPES[plan.dtype]
+    shape, dtype = SHAPES[plan.shape], DTYPES[plan.dtype]
     experts = make_experts(shape, dtype)
     runs, chill = prepare(experts, names), Chill(dtype, names, peaks)
     x, logits = make_inputs(shape, dtype, max(plan.tokens))

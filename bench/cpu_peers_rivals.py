@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -154,13 +156,12 @@ def installed(module: str) -> bool:
 
 
 def load() -> None:
-    """Import what is slow to import, so that no child has to."""
+    """Import what is slow to import, so that no child has to. Who cannot be says so when tried."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if installed("transformers"):
-        import transformers.models.olmoe.modeling_olmoe  # noqa: F401
-    if installed("zentorch"):
-        import zentorch  # noqa: F401
-    if installed("vllm"):
+    for module in ("transformers.models.olmoe.modeling_olmoe", "zentorch"):
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    with contextlib.suppress(Exception):
         _vllm_ops()
 
 

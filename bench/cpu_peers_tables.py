@@ -26,6 +26,7 @@ def markdown(results: dict[str, Any]) -> str:
         for dtype, out in results.get("absent", {}).items()
         if out
     ]
+    parts += [f"Failed: {what}" for what in results.get("failed", [])]
     if results.get("skipped"):
         parts.append(f"Not measured, for want of time: {', '.join(results['skipped'])}")
     return "\n\n".join(parts) + "\n"
