@@ -6,19 +6,21 @@ import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import torch
-from torch import Tensor
-
-import capmoe_kernels as cm
-from capmoe_kernels.routing import gate_options, moe_rows, select_options
-
-from .gpu_cases import GATINGS, SKEW
+from .count_inputs import (
+    EXPERTS,
+    HIDDEN,
+    INTERMEDIATE,
+    Routed,
+    expert_rows_of,
+    experts_call,
+    moving_calls,
+)
 from .gpu_counts import LEFT_OUT, Row, key
-from .gpu_roofline import SHAPES, Shape
+from .gpu_roofline import SHAPES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "python_tests"))
 from cuda_on_cpu.emulate import Kernel, Loaded, Report
@@ -29,7 +31,6 @@ from cuda_on_cpu.runtime.operators import UseEmulatedCuda
 from cuda_on_cpu.sass import sass_estimate
 
 HMMA_FLOPS = 2 * 16 * 8 * 16
-HIDDEN, INTERMEDIATE, EXPERTS = 512, 512, 2  # of the experts that are counted
 FACTORS = (None, 1.0)
 LAYER = ("route", "gate", "select")  # kernels, in this order
 Launches = list[tuple[Kernel, Report]]
@@ -98,31 +99,19 @@ def without_sectors(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != "sectors"}
 
 
-def logits_of(shape: Shape, tokens: int) -> Tensor:
-    torch.manual_seed(0)
-    return torch.randn(tokens, shape.experts) + SKEW * torch.randn(shape.experts)
-
-
 def routing_rows(model: str, tokens: int, factor: float | None, sass: bool) -> dict[str, Row]:
     """gate and select, or route, as the layer launches them, and select of a caller's own top-k.
 
-    A gate that is in route is counted as an op. The layer's experts are as small as can be.
+    A gate that is in route is counted as an op.
     """
-    shape, gating, capacity = SHAPES[model], GATINGS[model], cm.Capacity(factor)
-    up, down = torch.zeros(shape.experts, 16, 8), torch.zeros(shape.experts, 8, 8)
-    logits, pairs = logits_of(shape, tokens), tokens * shape.top_k
-    gate, select = (
-        gate_options(gating, capacity, shape.experts),
-        select_options(capacity, shape.experts),
-    )
-    rows = moe_rows(tokens, shape.top_k, capacity, shape.experts)
-    inputs = (torch.zeros(tokens, 8), logits, None, *gate, None, None, *select, rows)
+    routed = Routed(model, tokens, factor)
+    logits, pairs = routed.logits, tokens * routed.shape.top_k
     with launched() as seen:
-        torch.ops.capmoe.moe(*inputs, up, down, None, None, "silu", "concat")
+        routed.layer()
     with launched() as by_op:
-        ids, weights, _ = torch.ops.capmoe.gate(logits, None, *gate)
+        ids, weights, _ = routed.gate()
     with launched() as own:
-        cm.select(ids, weights, shape.experts, capacity)
+        routed.select(ids, weights)
     runs = {op: [run for run in seen if short_name(run[0].name).startswith(op)] for op in LAYER}
     runs["gate"] = runs["gate"] or by_op
     runs["mark+select"] = own
@@ -141,14 +130,9 @@ def moving_rows(model: str, tokens: int, sass: bool) -> dict[str, Row]:
     """dispatch and combine, bfloat16, at the model's own width."""
     shape, out = SHAPES[model], {}
     pairs, row_bytes = tokens * shape.top_k, 2 * shape.hidden
-    routing = cm.route(logits_of(shape, tokens), GATINGS[model])
-    hidden = torch.ones(tokens, shape.hidden, dtype=torch.bfloat16)
-    y = torch.ones(pairs, shape.hidden, dtype=torch.bfloat16)
-    ops: list[tuple[str, Callable[[], Tensor], int, str, int]] = [
-        ("dispatch", lambda: cm.dispatch(hidden, routing), pairs, "pair", pairs * 4),
-        ("combine", lambda: cm.combine(y, routing), tokens, "token", pairs * 8),
-    ]
-    for op, run, work, per, indices in ops:
+    sizes = {"dispatch": (pairs, "pair", pairs * 4), "combine": (tokens, "token", pairs * 8)}
+    for op, run in moving_calls(model, tokens).items():
+        work, per, indices = sizes[op]
         with launched() as seen:
             run()
         moved = pairs + (pairs if op == "dispatch" else tokens)
@@ -159,16 +143,10 @@ def moving_rows(model: str, tokens: int, sass: bool) -> dict[str, Row]:
 
 def expert_rows(model: str, tokens: int, sass: bool) -> dict[str, Row]:
     """Both launches of the experts, per tensor-core instruction that their rows need."""
-    shape = SHAPES[model]
-    each = max(1, tokens * shape.top_k // shape.experts)
-    rows = each * EXPERTS
-    up = torch.zeros(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=torch.bfloat16)
-    down = torch.zeros(EXPERTS, HIDDEN, INTERMEDIATE, dtype=torch.bfloat16)
-    x, order = torch.zeros(rows, HIDDEN, dtype=torch.bfloat16), torch.arange(rows).int().flip(0)
-    ends = (torch.arange(EXPERTS + 1).int() * each, torch.full((EXPERTS,), each).int(), order)
+    run = experts_call(model, tokens)
     with launched() as seen:
-        torch.ops.capmoe.grouped_mlp(x, up, down, None, None, *ends, "silu", "concat")
-    needed = 6 * rows * HIDDEN * INTERMEDIATE / HMMA_FLOPS
+        run()
+    needed = 6 * expert_rows_of(model, tokens) * EXPERTS * HIDDEN * INTERMEDIATE / HMMA_FLOPS
     row = without_sectors(add_up(seen, needed, "HMMA", sass))
     return {key(model, tokens, "grouped_mlp", None): row}
 

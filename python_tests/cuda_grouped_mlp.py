@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from capmoe_kernels.reference import grouped_mlp
-from cases import normal
-from checks import assert_close_to_truth
 from cuda_on_cpu import Const, emulate
 from cuda_sources import compiled, per_sources
+from mlp_layer import Groups as Groups
+from mlp_layer import MlpLayer
 
 NAMES = {torch.float32: "float", torch.bfloat16: "__nv_bfloat16", torch.float16: "__half"}
 GATINGS = ["none", "concat", "interleaved"]
@@ -72,34 +71,6 @@ def shape_of(dtype, tile, experts):
     return Shape(*out.tolist())
 
 
-@dataclass
-class Groups:
-    """Experts' places in the packed buffer: whole numbers of `alignment` rows.
-
-    `size`: the buffer's rows where the offsets do not say how many.
-    """
-
-    offsets: torch.Tensor
-    counts: torch.Tensor
-    size: int | None = None
-
-    @classmethod
-    def of(cls, counts, alignment=1):
-        padded = torch.tensor([-(-n // alignment) * alignment for n in counts])
-        offsets = torch.nn.functional.pad(padded.cumsum(0), (1, 0)).int()
-        return cls(offsets, torch.tensor(counts, dtype=torch.int32))
-
-    def rows(self):
-        return int(self.offsets[-1]) if self.size is None else self.size
-
-    def live(self):
-        mask = torch.zeros(self.rows(), dtype=torch.bool)
-        for start, count in zip(self.offsets.tolist(), self.counts.tolist(), strict=False):
-            if start >= 0 and count > 0:
-                mask[start : start + count] = True
-        return mask
-
-
 def run_gemm(
     tile, x, weights, bias, groups, row_tokens=None, gating="none", activation=-1, grid=3, seed=0
 ):
@@ -131,54 +102,7 @@ def run_gemm(
     return out, report
 
 
-@dataclass
-class Layer:
-    """Experts and their rows."""
-
-    x: torch.Tensor
-    row_tokens: torch.Tensor | None
-    gate_up: torch.Tensor
-    gate_up_bias: torch.Tensor | None
-    down: torch.Tensor
-    down_bias: torch.Tensor | None
-    groups: Groups
-    activation: str
-    gating: str
-
-    @classmethod
-    def make(
-        cls,
-        dtype,
-        counts,
-        hidden,
-        inner,
-        activation="silu",
-        gating="concat",
-        bias=False,
-        gather=False,
-    ):
-        """Seven tokens where ``gather``. Rows of no expert are NaN, or ask for token -1."""
-        groups = Groups.of(counts, alignment=4)
-        experts, width = len(counts), inner * (1 if gating == "none" else 2)
-        if gather:
-            x = normal((7, hidden), dtype)
-            row_tokens = (torch.arange(groups.rows(), dtype=torch.int32) * 5 + 2) % 7
-            row_tokens[~groups.live()] = -1
-        else:
-            x, row_tokens = normal((groups.rows(), hidden), dtype), None
-            x[~groups.live()] = float("nan")
-        return cls(
-            x,
-            row_tokens,
-            normal((experts, width, hidden), dtype, scale=hidden**-0.5),
-            normal((experts, width), dtype) if bias else None,
-            normal((experts, hidden, inner), dtype, scale=inner**-0.5),
-            normal((experts, hidden), dtype) if bias else None,
-            groups,
-            activation,
-            gating,
-        )
-
+class Layer(MlpLayer):
     def run(self, tile, **options):
         """-> (hidden rows, output, both launches' reports)"""
         kind = ACTIVATIONS.index(self.activation)
@@ -196,33 +120,11 @@ class Layer:
         y, down = run_gemm(tile, hidden, self.down, self.down_bias, self.groups, **options)
         return hidden, y, [up, down]
 
-    def reference(self, dtype):
-        """capmoe_kernels.reference in ``dtype``."""
-
-        def cast(tensor):
-            return None if tensor is None else tensor.to(dtype)
-
-        return grouped_mlp(
-            cast(self.x),
-            cast(self.gate_up),
-            cast(self.down),
-            cast(self.gate_up_bias),
-            cast(self.down_bias),
-            self.groups.offsets,
-            self.groups.counts,
-            self.row_tokens,
-            self.activation + ("_no_mul" if self.gating == "none" else ""),
-            self.gating,
-        )
-
     def check(self, tile, **options):
         """Live rows are right, others untouched. -> run()"""
         hidden, y, reports = self.run(tile, **options)
-        live = self.groups.live()
-        assert hidden[~live].isnan().all()
-        assert y[~live].isnan().all()
-        truth, same = self.reference(torch.float64), self.reference(self.x.dtype)
-        assert_close_to_truth(y[live], truth[live], same[live])
+        assert hidden[~self.groups.live()].isnan().all()
+        self.check_output(y)
         return hidden, y, reports
 
 

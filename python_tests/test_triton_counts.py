@@ -1,100 +1,104 @@
-"""What Triton's kernels execute beside the hand-written ones: counts on sm_80, not times."""
+"""What Triton's kernels execute beside the hand-written ones, against the table in bench/."""
 
 from __future__ import annotations
 
-import pytest
-import torch
-from rich.console import Console
-from rich.table import Table
+import json
 
-import capmoe_kernels as cm
-from cases import make_experts, normal, router_logits
-from cuda_on_cpu import runtime
+import pytest
+
+from bench import triton_counts
+from bench.gpu_counts import LEFT_OUT, TOKENS, key, parts
+from bench.gpu_roofline import SHAPES
+from bench.triton_counts import OPS, ratio, regressions, shown, summary
 from cuda_on_cpu.runtime import operators as cuda
 from cuda_on_cpu.runtime import triton_operators as triton
 
-TOKENS, EXPERTS, TOP_K, HIDDEN = 64, 64, 8, 2048
-COUNTS = [
-    "warp_instructions",
-    "global_load_sectors",
-    "global_store_sectors",
-    "shared_wavefronts",
-    "tensor_flops",
-    "barriers",
-]
-# How many times the hand-written kernels' warp instructions, and sectors, Triton's may need.
-BOUNDS = {
-    "gate": (0.8, 1.05),
-    "select": (1.2, 2.0),
-    "dispatch": (1.7, 1.05),
-    "combine": (1.4, 1.1),
-    "grouped_mlp, 8 rows": (0.6, 1.05),
-    "grouped_mlp, 40 rows": (0.7, 1.05),
-    "grouped_mlp, 128 rows": (1.05, 1.05),
-    "moe": (1.0, 1.5),
+COUNTED = [("olmoe", 1), ("olmoe", 64), ("mixtral", 1024), ("qwen3", 64), ("dsv3", 64)]
+# How many times the hand-written kernels' instructions, and sectors, Triton's may need, from 64
+# tokens on. Fewer are no load for a GPU: there launches count.
+MOST = {
+    "gate": (0.9, 1.6),
+    "select": (11.0, 8.0),
+    "route": (4.5, 4.5),
+    "dispatch": (1.95, 1.01),
+    "grouped_mlp": (1.0, 1.02),
+    "combine": (2.7, 1.08),
 }
 
 
-def experts_call(rows):
-    """Two experts of H = F = 512 in bfloat16, their rows gathered."""
-    experts = make_experts(2, 512, 512, torch.bfloat16)
-    weights = (experts.gate_up_proj, experts.down_proj, None, None)
-    ends = (torch.arange(3).int() * rows, torch.full((2,), rows).int())
-    order = torch.arange(2 * rows).int().flip(0)
-    x = normal((2 * rows, 512), torch.bfloat16)
-    return lambda: torch.ops.capmoe.grouped_mlp(x, *weights, *ends, order, "silu", "concat")
+def rows():
+    return json.loads(triton_counts.TABLE.read_text())["rows"]
 
 
-def calls():
-    """OLMoE's 64 experts and top-8 with 64 tokens; the experts themselves are fewer and smaller."""
-    logits = router_logits(TOKENS, EXPERTS)
-    gating, capacity = cm.Gating(TOP_K), cm.Capacity(1.0)
-    routing = cm.route(logits, gating)
-    ids, weights = routing.expert_ids, routing.weights
-    x = normal((TOKENS, HIDDEN), torch.bfloat16)
-    y = normal((TOKENS * TOP_K, HIDDEN), torch.bfloat16)
-    small = make_experts(EXPERTS, 64, 32, torch.bfloat16)
-    gate = (logits, None, TOP_K, "softmax", "none", 1.0, 1, 1, "max", "prob", "none", 0, 0, 0)
-    return {
-        "gate": lambda: torch.ops.capmoe.gate(*gate),
-        "select": lambda: cm.select(ids, weights, EXPERTS, capacity),
-        "dispatch": lambda: cm.dispatch(x, routing),
-        "combine": lambda: cm.combine(y, routing),
-        **{f"grouped_mlp, {rows} rows": experts_call(rows) for rows in (8, 40, 128)},
-        "moe": lambda: cm.moe(x[:, :64], logits, small, gating, capacity),
-    }
+def too_much(row, op):
+    """The kinds of which Triton needs more than MOST."""
+    kinds = zip(("ptx", "sectors"), MOST[op], strict=True)
+    return [kind for kind, most in kinds if ratio(row, kind) > most]
 
 
-def count(mode, call):
-    with mode, runtime.recording(arch="sm_80") as record:
-        call()
-    return {"launches": len(record.launches)} | {name: record.counts[name] for name in COUNTS}
-
-
-def as_text(rows):
-    table = Table(title="Triton / CUDA on sm_80 (emulated; counts, not times)")
-    for name in ("op", "launches", *COUNTS):
-        table.add_column(name.replace("_", " "), justify="left" if name == "op" else "right")
-    for op, (ours, theirs) in rows.items():
-        table.add_row(op, *(f"{ours[name]:,} / {theirs[name]:,}" for name in ours))
-    console = Console(width=160, no_color=True, legacy_windows=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def test_beside_the_hand_written_kernels(record_property):
+@pytest.mark.parametrize(("model", "tokens"), COUNTED)
+def test_nothing_needs_more_than_the_table_says(model, tokens):
     for reason in (triton.why_absent(), cuda.why_absent()):
         if reason is not None:
             pytest.skip(reason)
-    rows = {
-        op: (count(triton.UseEmulatedTriton(), call), count(cuda.UseEmulatedCuda(), call))
-        for op, call in calls().items()
+    from triton import __version__ as version
+
+    written = json.loads(triton_counts.TABLE.read_text())["triton"]
+    if written != version:
+        pytest.skip(f"the table is of Triton {written}")
+    from bench.triton_count import count_rows
+
+    now = count_rows(model, tokens)
+    assert now.keys() == {name for name in rows() if parts(name)[:2] == (model, tokens)}
+    assert regressions(rows(), now) == []
+    for name, row in now.items():
+        op = parts(name)[2]
+        if op != "layer" and tokens > 1:
+            assert not too_much(row, op), name
+
+
+def test_the_table_is_whole():
+    """Every model at every number of tokens, but for what does not fit."""
+    expected = {
+        key(model, tokens, op, factor)
+        for model in SHAPES
+        for tokens in TOKENS
+        for op in OPS
+        for factor in ((None, 1.0) if op in ("select", "route", "layer") else (None,))
+        if (model, tokens, op) not in LEFT_OUT
     }
-    record_property("counts_table", as_text(rows))
-    assert rows.keys() == BOUNDS.keys()
-    for op, (ours, theirs) in rows.items():
-        instructions, sectors = BOUNDS[op]
-        assert ours["warp_instructions"] <= instructions * theirs["warp_instructions"], op
-        moved = [row["global_load_sectors"] + row["global_store_sectors"] for row in (ours, theirs)]
-        assert moved[0] <= sectors * moved[1], op
+    assert rows().keys() == expected
+
+
+def test_how_far_triton_is_behind():
+    for name, row in rows().items():
+        _, tokens, op, _ = parts(name)
+        assert row["launches"][0] == {"route": 2, "grouped_mlp": 2, "layer": 5}.get(op, 1), name
+        if op != "layer" and tokens > 1:
+            assert not too_much(row, op), name
+
+
+def test_what_got_worse_is_said():
+    name = key("olmoe", 64, "gate", None)
+    row = {"launches": [1, 1], "ptx": [100, 200], "bytes": [64, 64], "sectors": [50, 40]}
+    table = {name: row}
+    assert regressions(table, table) == []
+    assert regressions(table, {name: row | {"ptx": [102, 300]}}) == []
+    (complaint,) = regressions(table, {name: row | {"ptx": [103, 200]}})
+    assert "ptx 103, was 100" in complaint
+    (complaint,) = regressions(table, {name: row | {"launches": [2, 1]}})
+    assert "launches" in complaint
+    assert too_much(row, "gate") == []
+    assert too_much(row | {"sectors": [65, 40]}, "gate") == ["sectors"]
+    assert too_much(row | {"ptx": [181, 200]}, "gate") == ["ptx"]
+
+
+def test_the_summary_is_the_table():
+    assert shown([0.52, 1.0]) == "0.5 - 1.0"
+    assert shown([1.04, 1.01]) == "1.0"
+    assert shown([1.2, 1.56]) == "**1.2 - 1.6**"
+    lines = summary(rows())
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {op}" for op in OPS[:-1]]
+    cells = lines[2].split(" | ")
+    gates = [ratio(rows()[key(model, 1, "gate", None)], "ptx") for model in SHAPES]
+    assert cells[1] == shown(gates)

@@ -10,6 +10,7 @@ import torch
 from capmoe_kernels.triton_kernels import tuning
 from capmoe_kernels.triton_kernels.tiles import Tile, table_of
 from checks import same_bits
+from mlp_layer import Groups
 from triton_grouped_mlp import (  # skips where there is no Triton
     ARCHS,
     DTYPES,
@@ -83,7 +84,9 @@ def test_tiles(use_tiles, arch, dtype, start):
 def test_tails(dtype, hidden, inner):
     """Sizes that are no whole tile, nor, for the most, known to be whole vectors."""
     for layout in ("concat", "interleaved"):
-        Layer.make(dtype, [5, 0, 18], hidden, inner, "silu", layout, layout == "concat").check()
+        Layer.make(
+            dtype, [5, 0, 18], hidden, inner, "silu", layout, bias=layout == "concat"
+        ).check()
 
 
 @dtypes
@@ -94,9 +97,9 @@ def test_interleaved_is_concat_shuffled(dtype):
         concat,
         gate_up=concat.gate_up[:, order],
         gate_up_bias=concat.gate_up_bias[:, order],
-        layout="interleaved",
+        gating="interleaved",
     )
-    live = concat.live()
+    live = concat.groups.live()
     assert same_bits(interleaved.run()[live], concat.run()[live])
 
 
@@ -105,7 +108,7 @@ def test_interleaved_is_concat_shuffled(dtype):
 def test_bits_depend_on_nothing_else(dtype, arch):
     """Schedules, a copy for the gather, strides, neighbours with NaN: a row's bits are its own."""
     layer = Layer.make(dtype, [9, 0, 21], 80, 48, gather=True)
-    live, first = layer.live(), layer.check(arch)
+    live, first = layer.groups.live(), layer.check(arch)
     assert same_bits(layer.run(arch, seed=3)[live], first[live])
     copied = replace(layer, x=layer.x[layer.row_tokens.clamp(min=0).long()], row_tokens=None)
     assert same_bits(copied.run(arch)[live], first[live])
@@ -150,7 +153,7 @@ def test_identity_in_float32_is_exact():
     eye = torch.eye(48).expand(2, 48, 48)
     layer = Layer.make(torch.float32, [9, 4], 48, 48, "relu_no_mul")
     layer = replace(layer, x=layer.x.abs(), gate_up=eye, down=eye)
-    live = layer.live()
+    live = layer.groups.live()
     assert layer.run()[live].equal(layer.x[live])
 
 
@@ -170,14 +173,14 @@ HUGE = 2**31 - 1
 def test_rows_that_are_none(offsets, counts):
     """Offsets and counts that select would not make reach no memory but the rows' own."""
     layer = Layer.make(torch.bfloat16, [16, 16], 16, 16, gather=True)
-    layer.offsets, layer.counts = torch.tensor(offsets).int(), torch.tensor(counts).int()
+    layer.groups = Groups(torch.tensor(offsets).int(), torch.tensor(counts).int())
     layer.row_tokens[::3] = torch.tensor([7, HUGE, -5, -1]).int().repeat(3)[:11]
     with emulated():
-        out = torch.ops.capmoe.grouped_mlp(*layer.tensors(torch.bfloat16))
+        out = torch.ops.capmoe.grouped_mlp(*layer.arguments(torch.bfloat16))
     assert out.shape == (32, 16)
 
 
 def test_two_launches():
     with emulated() as record:
-        torch.ops.capmoe.grouped_mlp(*Layer.make(torch.bfloat16, [9], 16, 16).tensors(torch.half))
+        torch.ops.capmoe.grouped_mlp(*Layer.make(torch.bfloat16, [9], 16, 16).arguments(torch.half))
     assert record.names == ["grouped_gemm_kernel"] * 2

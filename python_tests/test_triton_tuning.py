@@ -33,7 +33,7 @@ def test_a_file_of_tiles(tmp_path, monkeypatch):
     monkeypatch.setenv("CAPMOE_TRITON_TILES", str(path))
     for arch, threads in [("sm_80", [64, 32]), ("sm_90", [128, 128])]:
         with emulated(arch) as record:
-            torch.ops.capmoe.grouped_mlp(*layer.tensors(torch.bfloat16))
+            torch.ops.capmoe.grouped_mlp(*layer.arguments(torch.bfloat16))
         assert [launch.block[0] for launch in record.launches] == threads
     layer.check()
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# The lowest bits of the float of a bfloat16 or float16 are zeros, at least so many.
-FREE_BITS = tl.constexpr(13)
+# The lowest bits of the float of a bfloat16 or float16 are zeros, at least these.
+FREE_BITS = tl.constexpr(2**13 - 1)
 LARGEST_FLOAT = tl.constexpr(3.4028234663852886e38)
 
 
@@ -57,15 +57,14 @@ def wide_decoded(entries):
 
 @triton.jit
 def half_entries(rank_by, expert):
-    low: tl.constexpr = (1 << FREE_BITS) - 1
-    return or_none((order_key(rank_by) & ~low) | (low - expert), rank_by)
+    return or_none((order_key(rank_by) & ~FREE_BITS) | (FREE_BITS - expert), rank_by)
 
 
 @triton.jit
 def half_decoded(entries):
-    low: tl.constexpr = (1 << FREE_BITS) - 1
-    bits = key_float(entries & ~low).to(tl.int32, bitcast=True) & ~low  # ones of negative ranks
-    return low - (entries & low), bits.to(tl.float32, bitcast=True)
+    bits = key_float(entries & ~FREE_BITS).to(tl.int32, bitcast=True)
+    bits &= ~FREE_BITS  # ones of negative ranks
+    return FREE_BITS - (entries & FREE_BITS), bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
