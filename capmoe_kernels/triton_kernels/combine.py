@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 _LANES = 128
-_TERMS = 4  # rows whose loads are in flight together
+_TERMS = 4  # at most so many rows' loads are in flight together
 
 
 def combine(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
@@ -23,7 +23,9 @@ def combine(y: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     grid = (triton.cdiv(tokens, together), triton.cdiv(hidden, columns))
     sizes = (tokens, y.shape[0], hidden, terms)
     whole = hidden % columns == 0
-    combine_kernel[grid](y, rows, weights, out, *sizes, together, columns, whole, _TERMS)
+    # No more turns than needed, and as even as can be: a term too many costs as much as any.
+    unroll = max(1, triton.cdiv(terms, max(1, triton.cdiv(terms, _TERMS))))
+    combine_kernel[grid](y, rows, weights, out, *sizes, together, columns, whole, unroll)
     return out
 
 

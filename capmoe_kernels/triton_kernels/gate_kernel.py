@@ -7,32 +7,8 @@ import triton.language as tl
 
 from .gate_choose import choose, choose_local
 from .gate_entry import LARGEST_FLOAT
-from .gate_groups import in_best_groups
-from .gate_score import row_sum, score, sum_of_powers
-
-
-@triton.jit
-def in_rows(x):
-    """[parts, R, lanes, vector], as it is loaded, to [R, slots]."""
-    slots: tl.constexpr = x.shape[0] * x.shape[2] * x.shape[3]
-    return tl.reshape(tl.permute(x, [1, 0, 2, 3]), [x.shape[1], slots])
-
-
-@triton.jit
-def expert_of(slot, group_size, group_slots: tl.constexpr, grouped: tl.constexpr):
-    """A group has a power of two of slots."""
-    return slot // group_slots * group_size + slot % group_slots if grouped else slot
-
-
-@triton.jit
-def judged(finite, added, largest, total, sigmoid: tl.constexpr):
-    """Scores, with bias where there is any, -inf where forbidden."""
-    value = score(finite, largest, total, sigmoid)
-    if added is not None:
-        value += added
-    # NaN is not above -inf.
-    usable = (finite > -float("inf")) & (value > -float("inf"))
-    return tl.where(usable, value, -float("inf"))
+from .gate_rank import expert_of, in_rows, loaded_experts, rank
+from .gate_score import row_sum, score
 
 
 @triton.jit
@@ -122,62 +98,31 @@ def gate_kernel(
     top2_sum: tl.constexpr,
 ):
     slots: tl.constexpr = group_slots * groups_slots
+    parts: tl.constexpr = slots // (lanes * vector)
     grouped: tl.constexpr = groups_slots > 1
     half: tl.constexpr = entry == "half"
     stride = stride_vectors.to(tl.int64) * vector
     group_size = group_vectors * vector
     experts = group_size * num_groups
 
-    # A thread loads 16 bytes of a row at a time, its neighbours the next: whole sectors.
-    shape: tl.constexpr = [slots // (lanes * vector), rows, lanes, vector]
-    part = tl.arange(0, shape[0])[:, None, None, None]
-    lane = tl.arange(0, lanes)[None, None, :, None]
-    slot = (part * lanes + lane) * vector + tl.arange(0, vector)[None, None, None, :]
     row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
     token = row[None, :, None, None]
-    loaded_expert = expert_of(slot, group_size, group_slots, grouped)
-    real = slot < experts
-    if grouped:
-        real = (slot % group_slots < group_size) & (slot // group_slots < num_groups)
+    loaded_expert, real = loaded_experts(
+        group_size, num_groups, group_slots, grouped, parts, lanes, vector
+    )
     source = logits + token * stride + loaded_expert
     x = in_rows(tl.load(source, mask=real & (token < tokens), other=-float("inf"))).to(tl.float32)
+    rank_by, best_rank, largest, total = rank(
+        x, bias, loaded_expert, real, topk_groups,
+        groups_slots, topk_groups_slots, half, sigmoid, top2_sum,
+    )  # fmt: skip
     expert = expert_of(tl.arange(0, slots)[None, :], group_size, group_slots, grouped)
-
-    x = tl.where(x > -float("inf"), x, -float("inf")) + 0.0  # NaN forbids, and -0 becomes 0
-    finite = tl.minimum(x, LARGEST_FLOAT)
-    largest = tl.max(finite, axis=1, keep_dims=True)
-    total = 1.0 if sigmoid else sum_of_powers(finite, largest)
-    rank_by = x if half else finite
-    judged_by = finite
-    if bias is not None:
-        # As many loads as of logits, so that the same threads hold the results.
-        source = bias + tl.broadcast_to(loaded_expert, shape)
-        added = in_rows(tl.load(source, mask=tl.broadcast_to(real, shape), other=0.0))
-        judged_by = judged(finite, added, largest, total, sigmoid)
-        rank_by = judged_by
-    elif grouped and top2_sum:
-        judged_by = judged(finite, None, largest, total, sigmoid)
-    if grouped:
-        usable = in_best_groups(judged_by, topk_groups, groups_slots, topk_groups_slots, top2_sum)
-        rank_by = tl.where(usable, rank_by, -float("inf"))
-
     if local_width > 0:
         first, more = choose_local(
-            rank_by,
-            expert,
-            ranked,
-            local_start,
-            local_stop,
-            half,
-            width,
-            local_width,
-            lanes,
-            vector,
-        )
+            rank_by, expert, ranked, local_start, local_stop,
+            half, width, local_width, lanes, vector,
+        )  # fmt: skip
     else:
-        best_rank = largest
-        if bias is not None or grouped:
-            best_rank = tl.max(rank_by, axis=1, keep_dims=True)
         first = choose(rank_by, expert, best_rank, ranked, entry, width, lanes, vector)
 
     token = row[:, None]
@@ -188,31 +133,15 @@ def gate_kernel(
     if renormalize != "none":
         denominator = tl.maximum(row_sum(tl.where(column < top_k, scored, 0.0)), 1e-20)
     write(
-        ids,
-        weights,
-        scores,
-        token * columns + column,
-        (column < ranked) & (token < tokens),
-        tl.where(first[0], first[1], experts),
-        scored,
-        denominator,
-        scaling,
-        renormalize,
-        by_weight,
-    )
+        ids, weights, scores, token * columns + column, (column < ranked) & (token < tokens),
+        tl.where(first[0], first[1], experts), scored, denominator, scaling,
+        renormalize, by_weight,
+    )  # fmt: skip
     if local_width > 0:
         column = ranked + tl.arange(0, local_width)[None, :]
         scored = score_of_chosen(row_logits, token < tokens, *more, largest, total, sigmoid)
         write(
-            ids,
-            weights,
-            scores,
-            token * columns + column,
-            (column < columns) & (token < tokens),
-            tl.where(more[0], more[1], experts),
-            scored,
-            denominator,
-            scaling,
-            renormalize,
-            by_weight,
-        )
+            ids, weights, scores, token * columns + column, (column < columns) & (token < tokens),
+            tl.where(more[0], more[1], experts), scored, denominator, scaling,
+            renormalize, by_weight,
+        )  # fmt: skip
