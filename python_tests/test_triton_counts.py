@@ -22,7 +22,7 @@ MOST = {
     "route": (4.5, 4.5),
     "dispatch": (1.95, 1.01),
     "grouped_mlp": (1.0, 1.02),
-    "combine": (2.7, 1.08),
+    "combine": (2.15, 1.08),
 }
 
 
