@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from .._checks import require_int
 
@@ -44,7 +45,7 @@ class Placement:
         require_int("num_ranks", num_ranks, minimum=1)
         share, more = divmod(num_experts, num_ranks)
         starts = [rank * share + min(rank, more) for rank in range(num_ranks + 1)]
-        ranges = zip(starts[:-1], starts[1:], strict=True)
+        ranges = pairwise(starts)
         return cls(tuple(tuple(range(start, stop)) for start, stop in ranges))
 
     @property
