@@ -108,8 +108,8 @@ def products():
     """By type, rows of an expert, alignment, and whether its table leaves room for warpgroups."""
     for dtype in DTYPES:
         for experts, rows, hidden in [
-            *((1, rows, 16) for rows in (4, 24, 64)),
-            *((1537, rows, 8) for rows in (24, 64)),
+            *((1, rows, 16) for rows in (4, 24, 65)),
+            *((1537, rows, 8) for rows in (24, 65)),
             (1, 4, 5),
         ]:
             weights = make_experts(experts, hidden, hidden, dtype)

@@ -43,7 +43,7 @@ struct WeightRows {
         up(product.gating == Gating::interleaved ? 1 : product.columns) {}
 
   __device__ int columns(int rows) const { return gated ? rows / 2 : rows; }
-  __device__ int column(int row) const { return gated ? row / 16 * 8 + row % 8 : row; }
+  __device__ int column(unsigned row) const { return gated ? row / 16 * 8 + row % 8 : row; }
   __device__ int row(int row, int first_column) const {
     return (first_column + column(row)) * stride + (gated && (row & 8) ? up : 0);
   }
@@ -55,15 +55,14 @@ class Loader {
  public:
   __device__ Loader(const GroupedGemm<T>& product, const Pieces& pieces, uint32_t shared)
       : product_(product), pieces_(pieces), piece_(blockIdx.x) {
-    const int thread = thread_index();
+    const unsigned thread = thread_index();
     column_ = thread % Tile::kChunks * Tile::kChunk;
     to_ = shared + Tile::offset(thread / Tile::kChunks, thread % Tile::kChunks);
-    const bool any = piece_ < pieces_.count();
-    const Piece piece = any ? pieces_[piece_] : Piece();
-    if (any) begin_weights(piece);
-    if (any && product_.early && column_ == 0) prefetch_weights();
+    const Piece piece = pieces_[piece_];
+    begin_weights(piece);
+    if (product_.early && column_ == 0) prefetch_weights();
     wait_for_earlier_launches();  // which write the rows
-    if (any) begin_rows(piece);
+    begin_rows(piece);
   }
 
   // Into the stage that lies `stage` bytes into shared memory.
@@ -73,27 +72,22 @@ class Loader {
       const uint32_t to = to_ + stage;
 #pragma unroll
       for (int i = 0; i < Tile::kWeightPasses; ++i) {
-        copy(to + (Tile::kRows + i * Tile::kPass) * Tile::kRowBytes, weights_ + i * weights_pass_ + k_,
-             bytes_of(live, Tile::kRowPasses + i));
+        copy(to + (Tile::kRows + i * Tile::kPass) * Tile::kRowBytes, weights_[i] + k_,
+             live & 1u << (Tile::kRowPasses + i));
       }
-      const auto* in = reinterpret_cast<const char*>(product_.in + column_ + k_);
-      const int row_bytes = product_.depth * static_cast<int>(sizeof(T));
 #pragma unroll
       for (int i = 0; i < Tile::kRowPasses; ++i) {
-        const auto* from = reinterpret_cast<const T*>(in + int64_t{rows_[i]} * row_bytes);
-        copy(to + i * Tile::kPass * Tile::kRowBytes, from, bytes_of(live, i));
+        copy(to + i * Tile::kPass * Tile::kRowBytes, rows_[i] + k_, live & 1u << i);
       }
       k_ += Tile::kDepth;
-      if (k_ >= product_.depth) {
-        piece_ += gridDim.x;
-        begin();
-      }
+      if (k_ >= product_.depth) begin_next();
     }
     cp_async_commit();
   }
 
  private:
-  __device__ void begin() {
+  __device__ void begin_next() {
+    piece_ += gridDim.x;
     if (piece_ >= pieces_.count()) return;
     const Piece piece = pieces_[piece_];
     begin_weights(piece);
@@ -107,12 +101,13 @@ class Loader {
     const WeightRows map(product_);
     const int64_t depth = product_.depth;
     const int64_t expert_row = static_cast<int64_t>(piece.expert) * product_.columns * (map.gated ? 2 : 1);
-    weights_ = product_.weights + (expert_row + map.row(first, piece.column)) * depth + column_;
-    weights_pass_ = map.columns(Tile::kPass) * map.stride * depth;
+    const T* weights = product_.weights + (expert_row + map.row(first, piece.column)) * depth + column_;
+    const int columns = product_.columns - piece.column - map.column(first);  // from its first row's on
 #pragma unroll
     for (int i = 0; i < Tile::kWeightPasses; ++i) {
-      const bool live = piece.column + map.column(first + i * Tile::kPass) < product_.columns;
+      const bool live = map.columns(i * Tile::kPass) < columns;
       live_ |= static_cast<uint32_t>(live) << (Tile::kRowPasses + i);
+      weights_[i] = weights + map.columns(i * Tile::kPass) * map.stride * depth;
     }
   }
 
@@ -122,21 +117,21 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < Tile::kRowPasses; ++i) {
       const int row = first + i * Tile::kPass;
-      rows_[i] = 0;
-      if (row >= piece.rows) continue;
-      rows_[i] = product_.row_tokens ? product_.row_tokens[piece.row + row] : piece.row + row;
-      live_ |= 1u << i;
+      const bool live = row < piece.rows;
+      asked_[i] = piece.row + row;
+      if (live && product_.row_tokens) asked_[i] = product_.row_tokens[piece.row + row];
+      live_ |= static_cast<uint32_t>(live) << i;
     }
   }
 
   // At a piece's first stage: a token that `in` does not have is taken for its last. False where no piece is left.
-  // Volatile, or the compiler selects at every stage.
   __device__ bool meet_rows() {
     if (k_ != kRowsAsked) return false;
     k_ = 0;
 #pragma unroll
     for (int i = 0; i < Tile::kRowPasses; ++i) {
-      asm volatile("min.u32 %0, %0, %1;" : "+r"(rows_[i]) : "r"(product_.in_rows - 1));
+      const uint32_t row = min(static_cast<uint32_t>(asked_[i]), static_cast<uint32_t>(product_.in_rows - 1));
+      rows_[i] = product_.in + (int64_t{row} * product_.depth + column_);
     }
     return true;
   }
@@ -148,22 +143,20 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < Tile::kWeightPasses; ++i) {
       if (!(live_ >> (Tile::kRowPasses + i) & 1)) continue;
-      for (int k = 0; k < end; k += kStep) prefetch_l2(weights_ + i * weights_pass_ + k);
+      for (int k = 0; k < end; k += kStep) prefetch_l2(weights_[i] + k);
     }
   }
 
-  // 16 where bit i is set.
-  __device__ static int bytes_of(uint32_t live, int i) { return (i < 4 ? live << (4 - i) : live >> (i - 4)) & 16; }
-
-  // Of 16 bytes the first `bytes`, and zeros.
-  __device__ void copy(uint32_t to, const T* from, int bytes) {
+  // 16 bytes, or zeros where `live` is 0.
+  __device__ void copy(uint32_t to, const T* from, uint32_t live) {
     if constexpr (kAligned) {
-      cp_async16(to, from, bytes);
+      cp_async16(to, from, live);
     } else {
       alignas(16) T chunk[Tile::kChunk];
 #pragma unroll
-      for (int i = 0; i < Tile::kChunk; ++i)
-        chunk[i] = bytes > 0 && column_ + k_ + i < product_.depth ? from[i] : T(0.0f);
+      for (int i = 0; i < Tile::kChunk; ++i) {
+        chunk[i] = live != 0 && column_ + k_ + i < product_.depth ? from[i] : T(0.0f);
+      }
       const auto words = reinterpret_cast<const uint32_t (&)[4]>(chunk);
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
                    "r"(words[3])
@@ -174,12 +167,11 @@ class Loader {
   static constexpr int kRowsAsked = -1;  // k_ at a piece's beginning
   const GroupedGemm<T>& product_;
   const Pieces& pieces_;
-  int piece_, k_ = INT32_MAX;  // of the next stage; no piece is left where k_ is not less than the depth
-  int column_;                 // of k, this thread's in a stage
-  uint32_t to_, live_ = 0;     // live_: a bit for each pass, rows then weights, that reads anything
-  int rows_[Tile::kRowPasses];
-  const T* weights_;
-  int64_t weights_pass_;
+  int piece_, k_;           // of the next stage; no piece is left where k_ is not less than the depth
+  int column_;              // of k, this thread's in a stage
+  uint32_t to_, live_ = 0;  // live_: a bit for each pass, rows then weights, that reads anything
+  int asked_[Tile::kRowPasses];
+  const T *rows_[Tile::kRowPasses], *weights_[Tile::kWeightPasses];  // at the piece's first stage
 };
 
 // The sums start from the bias.
@@ -188,87 +180,141 @@ __device__ __forceinline__ void begin_sums(const GroupedGemm<T>& product, const 
   const LanePlace<Tile> at;
   const WeightRows map(product);
   const T* bias = product.bias + static_cast<int64_t>(piece.expert) * product.columns * (map.gated ? 2 : 1);
+  const auto begin = [&](auto start) {
 #pragma unroll
-  for (int j = 0; j < Tile::kGroups; ++j) {
+    for (int j = 0; j < Tile::kGroups; ++j) {
 #pragma unroll
-    for (int c = 0; c < Tile::kPack; ++c) {
+      for (int c = 0; c < Tile::kPack; ++c) {
+        const float value = start(static_cast<int>(at.warp_weight + j * 8 + at.lane_column + c));
 #pragma unroll
-      for (int s = 0; s < Tile::kSlices; ++s) sums.at(s, j, c) = 0.0f;
+        for (int s = 0; s < Tile::kSlices; ++s) sums.at(s, j, c) = value;
+      }
     }
-  }
-  if (product.bias == nullptr) return;
-#pragma unroll
-  for (int j = 0; j < Tile::kGroups; ++j) {
-#pragma unroll
-    for (int c = 0; c < Tile::kPack; ++c) {
-      const int row = at.warp_weight + j * 8 + at.lane_column + c;
-      if (piece.column + map.column(row) >= product.columns) continue;
-      const auto start = static_cast<float>(bias[map.row(row, piece.column)]);
-#pragma unroll
-      for (int s = 0; s < Tile::kSlices; ++s) sums.at(s, j, c) = start;
-    }
+  };
+  if (product.bias == nullptr) {
+    begin([](int) { return 0.0f; });
+  } else {
+    begin([&](int row) {
+      const bool any = piece.column + map.column(row) < product.columns;
+      return any ? static_cast<float>(bias[map.row(row, piece.column)]) : 0.0f;
+    });
   }
 }
 
-// Rounds and stores a warp's sums, part of a slice after part of a slice, through `staging`, in chunks of 16 bytes.
-template <class Tile, bool kGated, bool kAligned, class T, class Sums>
-__device__ __forceinline__ void store(const GroupedGemm<T>& product, const Piece& piece, Sums& sums, char* staging) {
-  constexpr int kStep = kGated ? 2 : 1;  // groups of weight rows that make one of columns
-  constexpr int kGroups = Tile::kPartGroups, kColumns = kGroups * 8 / kStep, kChunks = kColumns / Tile::kChunk;
-  const LanePlace<Tile> at;
-  staging += at.warp * Tile::kStagingBytes;
-  char* to = staging + at.lane_row * Tile::kStagingRow + at.lane_column * sizeof(T);
-  const char* from = staging + at.lane % kChunks * 16;
-#pragma unroll 1
-  for (int part = 0; part < Tile::kSlices * Tile::kParts; ++part) {
-    const int first_row = at.warp_row + part / Tile::kParts * Tile::kSliceRows;
-    if (first_row >= piece.rows) return;
-    float values[kGroups][Tile::kPack];
-#pragma unroll
-    for (int p = 0; p < Tile::kSlices * Tile::kParts; ++p) {
-      if (p != part) continue;  // registers have no index at run time
-#pragma unroll
-      for (int j = 0; j < kGroups; ++j) {
-#pragma unroll
-        for (int c = 0; c < Tile::kPack; ++c) {
-          const float sum = sums.at(p / Tile::kParts, p % Tile::kParts * kGroups + j, c);
-          // Volatile, or the compiler selects from all parts rather than branch to one.
-          asm volatile("mov.f32 %0, %1;" : "=f"(values[j][c]) : "f"(sum));
-        }
-      }
-    }
-    activate<T, kGated>(product.activation, values);
+// A warp's rounded values on their way out: part of a slice after part of a slice, through `staging`, in chunks of 16
+// bytes. kGated: two groups of weight rows make one of columns.
+template <class T, class Tile, bool kGated, bool kAligned>
+class Store {
+ public:
+  static constexpr int kStep = kGated ? 2 : 1, kGroups = Tile::kPartGroups, kParts = Tile::kSlices * Tile::kParts;
+  using Values = float[kGroups][Tile::kPack];
+
+  __device__ Store(const GroupedGemm<T>& product, const Piece& piece, char* staging)
+      : columns_(product.columns), rows_(piece.rows - at_.warp_row) {
+    staging += at_.warp * Tile::kStagingBytes;
+    to_ = staging + at_.lane_row * Tile::kStagingRow + at_.lane_column * sizeof(T);
+    from_ = staging + at_.lane / kChunks * Tile::kStagingRow + at_.lane % kChunks * 16;
+    column_ = piece.column + at_.warp_weight / kStep + at_.lane % kChunks * Tile::kChunk;
+    out_ = product.out + static_cast<int64_t>(piece.row + at_.warp_row + at_.lane / kChunks) * columns_ + column_;
+  }
+
+  // Whether the part has a row.
+  __device__ bool any(int part) const { return part / Tile::kParts * Tile::kSliceRows < rows_; }
+
+  __device__ void put(int part, const Values& values) {
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < kGroups; j += kStep) {
-      *reinterpret_cast<uint32_t*>(to + j / kStep * 8 * sizeof(T)) = pack(values[j], T());
+      *reinterpret_cast<uint32_t*>(to_ + j / kStep * 8 * sizeof(T)) = pack(values[j], T());
     }
     __syncwarp();
-    const int column =
-        piece.column + at.warp_weight / kStep + part % Tile::kParts * kColumns + at.lane % kChunks * Tile::kChunk;
+    const int first_row = part / Tile::kParts * Tile::kSliceRows, column = part % Tile::kParts * kColumns;
 #pragma unroll
     for (int i = 0; i < Tile::kSliceRows * kChunks; i += 32) {
-      const int row = (at.lane + i) / kChunks;
-      if (row >= min(Tile::kSliceRows, piece.rows - first_row) || column >= product.columns) continue;
-      T* out = product.out + static_cast<int64_t>(piece.row + first_row + row) * product.columns + column;
-      const char* chunk = from + row * Tile::kStagingRow;
+      const int row = i / kChunks;  // beside this lane's
+      if (at_.lane / kChunks + row >= min(Tile::kSliceRows, rows_ - first_row)) continue;
+      if (column_ + column >= columns_) continue;
+      T* out = out_ + static_cast<int64_t>(first_row + row) * columns_ + column;
+      const char* chunk = from_ + row * Tile::kStagingRow;
       if constexpr (kAligned) {
         *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(chunk);
       } else {
-        for (int c = 0; c < min(product.columns - column, Tile::kChunk); ++c) {
+        for (int c = 0; c < min(columns_ - column_ - column, Tile::kChunk); ++c) {
           out[c] = reinterpret_cast<const T*>(chunk)[c];
         }
       }
+    }
+  }
+
+ private:
+  static constexpr int kColumns = kGroups * 8 / kStep, kChunks = kColumns / Tile::kChunk;
+
+  const LanePlace<Tile> at_;
+  int columns_, rows_;  // rows_: from the warp's first on
+  int column_;          // of this lane's chunk, in the first part of a slice
+  char* to_;
+  const char* from_;
+  T* out_;
+};
+
+// Activates, rounds and stores a warp's sums. kActivation: what is known when compiling, which makes straight code, or
+// else kAnyActivation.
+template <class Tile, bool kGated, bool kAligned, int kActivation, class T, class Sums>
+__device__ __forceinline__ void store(const GroupedGemm<T>& product, const Piece& piece, Sums& sums, char* staging) {
+  using Out = Store<T, Tile, kGated, kAligned>;
+  Out out(product, piece, staging);
+  const auto take = [&](int part, typename Out::Values& values) {
+#pragma unroll
+    for (int j = 0; j < Out::kGroups; ++j) {
+#pragma unroll
+      for (int c = 0; c < Tile::kPack; ++c) {
+        values[j][c] = sums.at(part / Tile::kParts, part % Tile::kParts * Out::kGroups + j, c);
+      }
+    }
+  };
+  if constexpr (kActivation != kAnyActivation) {
+#pragma unroll
+    for (int part = 0; part < Out::kParts; ++part) {
+      if (!out.any(part)) return;
+      float values[Out::kGroups][Tile::kPack];
+      take(part, values);
+      activate<T, kGated>(kActivation, values);
+      out.put(part, values);
+    }
+  } else {
+#pragma unroll 1
+    for (int part = 0; part < Out::kParts; ++part) {
+      if (!out.any(part)) return;
+      float values[Out::kGroups][Tile::kPack];
+#pragma unroll
+      for (int p = 0; p < Out::kParts; ++p) {
+        if (p != part) continue;  // registers have no index at run time
+        take(p, values);
+        // Volatile, or the compiler selects from all parts rather than branch to one.
+#pragma unroll
+        for (int j = 0; j < Out::kGroups; ++j) {
+#pragma unroll
+          for (int c = 0; c < Tile::kPack; ++c) asm volatile("" : "+f"(values[j][c]));
+        }
+      }
+      activate<T, kGated>(product.activation, values);
+      out.put(part, values);
     }
   }
 }
 
 template <class Tile, bool kAligned, class T, class Sums>
 __device__ __forceinline__ void store(const GroupedGemm<T>& product, const Piece& piece, Sums& sums, char* staging) {
-  if (product.gating == Gating::none) {
-    store<Tile, false, kAligned>(product, piece, sums, staging);
+  constexpr int kSilu = static_cast<int>(Activation::silu);
+  const bool gated = product.gating != Gating::none;
+  if (kAligned && gated && product.activation == kSilu) {
+    store<Tile, true, kAligned, kSilu>(product, piece, sums, staging);
+  } else if (gated) {
+    store<Tile, true, kAligned, kAnyActivation>(product, piece, sums, staging);
+  } else if (kAligned && product.activation == kNoActivation) {
+    store<Tile, false, kAligned, kNoActivation>(product, piece, sums, staging);
   } else {
-    store<Tile, true, kAligned>(product, piece, sums, staging);
+    store<Tile, false, kAligned, kAnyActivation>(product, piece, sums, staging);
   }
 }
 
@@ -279,9 +325,10 @@ __device__ __forceinline__ Pieces begin_block(const GroupedGemm<T>& product, cha
   auto* experts = reinterpret_cast<Pieces::Expert*>(shared + Tile::kFixedBytes);
   list_experts<Tile::kWarps>(product.expert_offsets, product.tokens_per_expert, product.num_experts, product.rows,
                              Tile::kRows, experts);
-  const int block_columns = WeightRows(product).columns(Tile::kWeights);
-  const int column_blocks = (product.columns + block_columns - 1) / block_columns;
-  return {experts, product.num_experts, Tile::kRows, block_columns, column_blocks};
+  const WeightRows map(product);
+  const unsigned weights = map.gated ? 2 * product.columns : product.columns;
+  const unsigned column_blocks = (weights + Tile::kWeights - 1) / Tile::kWeights;
+  return {experts, product.num_experts, Tile::kRows, map.columns(Tile::kWeights), static_cast<int>(column_blocks)};
 }
 
 template <class T, class Tile, bool kAligned>
@@ -293,26 +340,36 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert, out,  in_rows,
                                rows, num_experts, depth,   columns, gating,         activation,        early};
   const Pieces pieces = begin_block<Tile>(product, shared);
+  const int steps = (depth + Tile::kDepth - 1) / Tile::kDepth, count = pieces.count();
+  if (blockIdx.x >= count) return wait_for_earlier_launches();  // no launch ends before those that it waits for
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
   const uint32_t stages = shared_address(shared);
   Loader<T, Tile, kAligned> loader(product, pieces, stages);
   for (int s = 0; s < Tile::kStages - 1; ++s) loader.load(s * Tile::kStageBytes);
 
   constexpr uint32_t kLast = (Tile::kStages - 1) * Tile::kStageBytes;
+  constexpr bool kHalves = Tile::kWarpRows >= 32;
   uint32_t stage = 0, free = kLast;
-  const int steps = (depth + Tile::kDepth - 1) / Tile::kDepth, count = pieces.count();
   Sums<T, Tile> sums;
   for (int index = blockIdx.x; index < count; index += gridDim.x) {
     const Piece piece = pieces[index];
+    const int live = piece.rows - LanePlace<Tile>().warp_row;  // of the warp's rows, if above 0
     begin_sums<Tile>(product, piece, sums);
-    for (int step = 0; step < steps; ++step) {
+    int step = 0;
+    do {  // at least once, or the compiler keeps the sums twice
       cp_async_wait<Tile::kStages - 2>();
       __syncthreads();  // the stage is there for all, and all have done with the one that comes free
       loader.load(free);
-      sums.add(stages + stage);
+      if (Tile::kRowWarps == 1 || live > 0) {
+        if (!kHalves || live > Tile::kWarpRows / 2) {
+          sums.template add<false>(stages + stage);
+        } else {
+          sums.template add<kHalves>(stages + stage);
+        }
+      }
       free = stage;
       stage = stage == kLast ? 0 : stage + Tile::kStageBytes;
-    }
+    } while (++step < steps);
     sums.finish();
     store<Tile, kAligned>(product, piece, sums, staging);
   }

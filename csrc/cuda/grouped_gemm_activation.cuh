@@ -11,7 +11,7 @@
 
 namespace capmoe::cuda {
 
-constexpr int kNoActivation = -1;  // else an Activation
+constexpr int kNoActivation = -1, kAnyActivation = -2;  // else an Activation
 
 // 32 bits of neighbouring columns, rounded to T.
 __device__ __forceinline__ uint32_t pack(const float (&v)[1], float) { return __float_as_uint(v[0]); }

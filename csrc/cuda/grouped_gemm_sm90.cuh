@@ -41,6 +41,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const GroupedGemm<T> product{in,   row_tokens,  weights, bias,    expert_offsets, tokens_per_expert, out,  in_rows,
                                rows, num_experts, depth,   columns, gating,         activation,        early};
   const Pieces pieces = begin_block<Tile>(product, shared);
+  const int steps = (depth + Tile::kDepth - 1) / Tile::kDepth, count = pieces.count();
+  if (blockIdx.x >= count) return wait_for_earlier_launches();  // no launch ends before those that it waits for
   char* staging = shared + Tile::kStages * Tile::kStageBytes;
   const uint32_t stages = shared_address(shared);
   constexpr int kAhead = Tile::kStages - 2;  // of the other two, one is read and one may still be
@@ -50,7 +52,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
   uint32_t stage = 0, free = (kAhead + 1) * Tile::kStageBytes;
   const auto after = [&](uint32_t at) { return at + Tile::kStageBytes == kBytes ? 0 : at + Tile::kStageBytes; };
-  const int steps = (depth + Tile::kDepth - 1) / Tile::kDepth, count = pieces.count();
   const int first_row = threadIdx.x / 128 * 64;
   WarpgroupSums<T, Tile> sums;
   // A warpgroup without rows only fetches. The two are apart because ptxas takes no branch between products in flight.

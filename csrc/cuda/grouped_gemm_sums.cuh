@@ -8,20 +8,20 @@
 namespace capmoe::cuda {
 
 // threadIdx.x, opaque to the compiler, which would keep what follows from it in registers all through the main loop.
-__device__ __forceinline__ int thread_index() {
+__device__ __forceinline__ unsigned thread_index() {
   unsigned thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return static_cast<int>(thread);
+  return thread;
 }
 
 // Both kinds hold kSlices slices of kSliceRows rows. A lane has row `lane_row` of each, and of every group of 8 weight
 // rows the kPack from `lane_column` on. Groups alternate gate and up in a gated product.
 template <class Tile>
 struct LanePlace {
-  int thread = thread_index(), lane = thread % 32, warp = thread / 32;
+  unsigned thread = thread_index(), lane = thread % 32, warp = thread / 32;  // without a sign, division is a shift
   int warp_row = warp % Tile::kRowWarps * Tile::kWarpRows;
   int warp_weight = warp / Tile::kRowWarps * Tile::kWarpWeights;
-  int lane_row = lane / (8 / Tile::kPack), lane_column = lane % (8 / Tile::kPack) * Tile::kPack;
+  int lane_row = lane / (8u / Tile::kPack), lane_column = lane % (8u / Tile::kPack) * Tile::kPack;
 };
 
 template <class T, class Tile>
@@ -35,7 +35,7 @@ struct Sums {
 
   __device__ Sums() {
     const LanePlace<Tile> at;
-    const int l = at.lane;
+    const unsigned l = at.lane;
     a = Tile::offset(at.warp_row + l % 16, l / 16);
     b = Tile::kRows * Tile::kRowBytes + Tile::offset(at.warp_weight + l / 16 * 8 + l % 8, l / 8 % 2);
   }
@@ -44,20 +44,23 @@ struct Sums {
 
   __device__ void finish() {}
 
+  // kHalf: only the first half of the rows.
+  template <bool kHalf>
   __device__ void add(uint32_t stage) {
+    constexpr int kLive = kHalf ? kRowGroups / 2 : kRowGroups;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       // Chunks 2 * step and 2 * step + 1: what the swizzle does to the others, it does to these two.
       const uint32_t from_a = stage + (a ^ step << 5), from_b = stage + (b ^ step << 5);
-      uint32_t rows[kRowGroups][4];
+      uint32_t rows[kLive][4];
 #pragma unroll
-      for (int i = 0; i < kRowGroups; ++i) ldmatrix4(rows[i], from_a + i * 16 * Tile::kRowBytes);
+      for (int i = 0; i < kLive; ++i) ldmatrix4(rows[i], from_a + i * 16 * Tile::kRowBytes);
 #pragma unroll
       for (int j = 0; j < kGroups; j += 2) {
         uint32_t weights[4];
         ldmatrix4(weights, from_b + j * 8 * Tile::kRowBytes);
 #pragma unroll
-        for (int i = 0; i < kRowGroups; ++i) {
+        for (int i = 0; i < kLive; ++i) {
           mma<T>(sums[i][j], rows[i], weights[0], weights[1]);
           mma<T>(sums[i][j + 1], rows[i], weights[2], weights[3]);
         }
@@ -96,20 +99,22 @@ struct Sums<float, Tile> {
     return out;
   }
 
+  template <bool kHalf>
   __device__ void add(uint32_t stage) {
+    constexpr int kLive = kHalf ? kSlices / 2 : kSlices;
 #pragma unroll 1
     for (int chunk = 0; chunk < Tile::kChunks; ++chunk) {
       // Rows that lie 8 apart are swizzled alike.
       const uint32_t from_a[] = {stage + (a[0] ^ chunk << 4), stage + (a[1] ^ chunk << 4)};
       const uint32_t from_b = stage + (b ^ chunk << 4);
-      float4 rows[kSlices];
+      float4 rows[kLive];
 #pragma unroll
-      for (int i = 0; i < kSlices; ++i) rows[i] = load(from_a[i % 2] + i / 2 * 8 * Tile::kRowBytes);
+      for (int i = 0; i < kLive; ++i) rows[i] = load(from_a[i % 2] + i / 2 * 8 * Tile::kRowBytes);
 #pragma unroll
       for (int j = 0; j < kGroups; ++j) {
         const float4 weights = load(from_b + j * 8 * Tile::kRowBytes);
 #pragma unroll
-        for (int i = 0; i < kSlices; ++i) {
+        for (int i = 0; i < kLive; ++i) {
           float& sum = parts[i][j];
           sum = fmaf(rows[i].x, weights.x, sum);
           sum = fmaf(rows[i].y, weights.y, sum);

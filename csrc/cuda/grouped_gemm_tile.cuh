@@ -46,17 +46,20 @@ struct Tile {
   }
 };
 
-// By how many rows an expert is expected to have. Unaligned: for rows that are no whole 16-byte chunks.
+// By how many rows an expert is expected to have: Many from kManyRows on. Unaligned: for rows that are no whole 16-byte
+// chunks.
 template <class T>
 struct Tiles {
+  static constexpr int kManyRows = 65;
   using Few = Tile<T, 16, 64, 64, 8, 16, 16, 2>;
-  using Some = Tile<T, 64, 128, 64, 3, 32, 32, 2>;
+  using Some = Tile<T, 64, 256, 32, 3, 64, 64, 2>;
   using Many = Tile<T, 128, 128, 32, 4, 64, 64, 2>;
   using Unaligned = Tile<T, 64, 128, 64, 2, 32, 32, 1>;
 };
 
 template <>
 struct Tiles<float> {
+  static constexpr int kManyRows = 64;
   using Few = Tile<float, 16, 64, 32, 8, 16, 16, 2>;
   using Some = Tile<float, 64, 128, 16, 4, 32, 32, 1>;
   using Many = Tile<float, 128, 128, 32, 3, 32, 64, 1>;
@@ -78,7 +81,7 @@ struct Pieces {
     int first_block, row, rows;
   };
 
-  static constexpr int kTogether = 16;
+  static constexpr unsigned kTogether = 16;
 
   const Expert* experts;  // [num_experts + 1]; the last has only first_block: how many there are
   int num_experts, block_rows, block_columns, column_blocks;
@@ -86,19 +89,20 @@ struct Pieces {
   __device__ int count() const { return experts[num_experts].first_block * column_blocks; }
 
   __device__ Piece operator[](int index) const {
-    const int block = index / column_blocks;
-    int low = 0, high = num_experts;  // first_block of low <= block < first_block of high
+    int low = 0, high = num_experts;  // first piece of low <= index < first piece of high
     while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (experts[middle].first_block <= block ? low : high) = middle;
+      const int middle = static_cast<int>(static_cast<unsigned>(low + high) / 2);
+      (experts[middle].first_block * column_blocks <= index ? low : high) = middle;
     }
     const Expert expert = experts[low];
-    const int row_blocks = experts[low + 1].first_block - expert.first_block;
-    const int place = index - expert.first_block * column_blocks;
-    const int first = place / (kTogether * column_blocks) * kTogether;
-    const int together = min(kTogether, row_blocks - first), rest = place - first * column_blocks;
-    const int skipped = (first + rest % together) * block_rows;
-    return {low, expert.row + skipped, min(block_rows, expert.rows - skipped), rest / together * block_columns};
+    const unsigned row_blocks = experts[low + 1].first_block - expert.first_block;
+    const unsigned place = index - expert.first_block * column_blocks;
+    const unsigned first = row_blocks > kTogether ? place / (kTogether * column_blocks) * kTogether : 0;
+    const unsigned together = min(kTogether, row_blocks - first), rest = place - first * column_blocks;
+    const unsigned across = rest / together;
+    const int skipped = static_cast<int>(first + rest - across * together) * block_rows;
+    return {low, expert.row + skipped, min(block_rows, expert.rows - skipped),
+            static_cast<int>(across) * block_columns};
   }
 
   __host__ __device__ static constexpr int bytes(int num_experts, int warps) {

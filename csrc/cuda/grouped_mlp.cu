@@ -82,7 +82,8 @@ void launch(Kernel kernel, const GroupedGemm<T>& product, cudaStream_t stream) {
 
   // No more blocks than there can be pieces: of each expert that has rows, the last block of rows may be a part.
   const int64_t columns = product.gating == Gating::none ? Tile::kWeights : Tile::kWeights / 2;
-  const int64_t row_blocks = product.rows / Tile::kRows + std::min(product.rows, product.num_experts);
+  const int64_t experts = std::min(product.rows, product.num_experts);
+  const int64_t row_blocks = (product.rows + experts * (Tile::kRows - 1)) / Tile::kRows;
   const int64_t pieces = row_blocks * ceil_div(product.columns, columns);
   const int grid = static_cast<int>(std::min<int64_t>(pieces, int64_t{resident} * device.multiprocessors));
   cudaLaunchAttribute overlap;
@@ -122,14 +123,15 @@ void grouped_gemm(const GroupedGemm<T>& product, int64_t rows_per_expert, cudaSt
     return shared_bytes<decltype(tile)>(product.num_experts) <= device.block_shared_bytes;
   };
   const auto run = [&](auto tile, auto kernel) { launch<decltype(tile)>(kernel, product, stream); };
-  // The bounds were chosen by times on an H100: bench.gpu --ops grouped_mlp.
+  // The bounds were chosen by times on an H100 (bench.gpu --ops grouped_mlp), but for Many's of 16-bit elements, which
+  // an H100 has warpgroups for: 64 rows are one block of Some's.
   if (!aligned(product)) return run(Unaligned(), grouped_gemm_kernel<T, Unaligned, false>);
   if (rows_per_expert < 24 && fits(Few())) return run(Few(), grouped_gemm_kernel<T, Few, true>);
   if constexpr (sizeof(T) == 2) {
     using Warpgroup = WarpgroupTile<T>;
     if (device.warpgroups && fits(Warpgroup())) return run(Warpgroup(), grouped_gemm_sm90_kernel<T, Warpgroup>);
   }
-  if (rows_per_expert >= 64 && fits(Many())) return run(Many(), grouped_gemm_kernel<T, Many, true>);
+  if (rows_per_expert >= Tiles<T>::kManyRows && fits(Many())) return run(Many(), grouped_gemm_kernel<T, Many, true>);
   run(Some(), grouped_gemm_kernel<T, Some, true>);
 }
 

@@ -13,9 +13,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Writes 16 bytes to shared memory in the background: as many as `bytes` says from global memory, then zeros.
-__device__ __forceinline__ void cp_async16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// Writes 16 bytes to shared memory in the background: from global memory, or zeros where `live` is 0.
+__device__ __forceinline__ void cp_async16(uint32_t to, const void* from, uint32_t live) {
+  asm volatile(
+      "{\n\t.reg .pred any;\n\t.reg .b32 bytes;\n\tsetp.ne.b32 any, %2, 0;\n\tselp.b32 bytes, 16, 0, any;\n\t"
+      "cp.async.cg.shared.global.L2::128B [%0], [%1], 16, bytes;\n\t}" ::"r"(to),
+      "l"(from), "r"(live)
+      : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
