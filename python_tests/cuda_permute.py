@@ -44,14 +44,15 @@ def dispatch(out, x, chosen, word, seed=0):
 def combine(out, y, rows, weights, width, packs=1, seed=0):
     """The counts of a launch into ``out``, blocks as csrc/cuda/combine.cu cuts them."""
     (tokens, columns), hidden = rows.shape, y.shape[1]
-    per_token = THREADS
+    per_token = most = THREADS // 2 if packs == 2 else THREADS
     while per_token > THREADS // 4 and per_token // 2 * width * packs >= hidden:
         per_token //= 2
-    together = THREADS // per_token
-    grid = (-(-tokens // together), -(-hidden // (per_token * width)) if packs == 1 else 1)
+    together, reach = most // per_token, per_token * width * packs
+    grid = (-(-tokens // together), -(-hidden // reach) if packs <= 2 else 1)
     kernel = instance("combine", f"{FLOATS[y.dtype]}Li{width}ELi{packs}E")
-    launch = kernel[grid, (per_token, together), together * columns * 16]
-    sizes = (tokens, columns, y.shape[0], hidden)
+    places = columns + columns % 2
+    launch = kernel[grid, (per_token, together), together * places * 8]
+    sizes = (tokens, columns, places, y.shape[0], hidden)
     report = launch(Const(y), Const(rows), Const(weights), *sizes, out, seed=seed)
     assert report.warnings == []
     return report.counts

@@ -94,11 +94,12 @@ def dispatches():
 
 
 def combines():
-    """By type, and by tokens and columns: four packs a thread, one, and single elements."""
+    """By type, and by tokens and columns: four packs a thread, two, one, and single elements."""
     for dtype in DTYPES:
-        for tokens, hidden in [(512, 4 * 32 * 16 // dtype.itemsize), (3, 8), (3, 5)]:
-            y, weights = normal((tokens, hidden), dtype), normal((tokens, 1))
-            rows = torch.arange(tokens, dtype=torch.int32).flip(0).unsqueeze(1)
+        pack = 32 * 16 // dtype.itemsize
+        for tokens, hidden, k in [(512, 4 * pack, 1), (3, 2 * pack, 3), (3, 8, 1), (3, 5, 1)]:
+            y, weights = normal((tokens, hidden), dtype), normal((tokens, k))
+            rows = torch.arange(tokens, dtype=torch.int32).flip(0).unsqueeze(1).repeat(1, k)
             out = torch.ops.capmoe.combine(y, rows, weights)
             truth = reference.combine(y.double(), rows, weights.double())
             assert_close_to_truth(out, truth, reference.combine(y, rows, weights))

@@ -66,8 +66,16 @@ def many_columns(seed: int) -> None:
     combine(seed, tokens=6, columns=37, hidden=264)
 
 
+def odd_columns(seed: int) -> None:
+    combine(seed, tokens=6, columns=7, hidden=264)
+
+
 def packs(seed: int) -> None:
     combine(seed, tokens=5, columns=7, hidden=3072, packs=4)
+
+
+def two_packs(seed: int) -> None:
+    combine(seed, tokens=5, columns=7, hidden=2560, packs=2)
 
 
 DISPATCH = bugs_of(
@@ -96,27 +104,34 @@ TERMS = bugs_of(
     ("no-barrier-after-the-list", "__syncthreads();", "", combine, SharedRace),
     ("barrier-of-some-warps", "__syncthreads();", "if (threadIdx.x < kWarp) __syncthreads();",
      combine, SharedRace),
-    ("terms-of-all-tokens", "(shared) + threadIdx.y * columns", "(shared)", combine, SharedRace),
-    ("row-in-elements", "int64_t{hidden} * sizeof(T), terms", "int64_t{hidden}, terms", combine,
+    ("terms-of-all-tokens", "(shared) + threadIdx.y * places", "(shared)", combine, SharedRace),
+    ("row-in-elements", "hidden * static_cast<uint32_t>(sizeof(T))", "hidden + 0u", combine,
+     (Misaligned, WRONG)),
+    ("places-of-odd-tokens", "+ threadIdx.y * places", "+ threadIdx.y * columns", odd_columns,
      Misaligned),
 )  # fmt: skip
 
 ADDING = bugs_of(
     "combine.cu",
-    ("two-terms-twice", "sums), term += 2;", "sums);", combine, WRONG),
+    ("two-terms-twice", "sums), terms += 2;", "sums);", combine, WRONG),
+    ("odd-term-left", "if (left % 2)", "if (left < 0)", two_packs, WRONG),
     ("sums-in-bfloat16", "fmaf(weights[i], wide[c], sums[p][c]);",
      "__bfloat162float(__float2bfloat16(fmaf(weights[i], wide[c], sums[p][c])));", many_columns,
      WRONG),
-    ("later-terms-first", "const Term term = terms[i];", "const Term term = terms[kRows - 1 - i];",
+    ("later-terms-first", "term = own.terms[i];", "term = own.terms[kRows - 1 - i];",
      floats, WRONG),
     ("packs-side-by-side", "values[i][p] = row[p * kWarp]", "values[i][p] = row[p]", packs, WRONG),
     ("slices-of-the-first", "(blockIdx.y * blockDim.x + threadIdx.x", "(threadIdx.x", slices,
      WRONG),
+)  # fmt: skip
+
+PACKS = bugs_of(
+    "combine_pack.cuh",
     ("halves-swapped", '"=f"(out[i]) : "r"', '"=f"(out[i + 1]) : "r"', combine, WRONG),
     ("low-half-kept", "and.b32 %0, %1, 0xffff0000;", "mov.b32 %0, %1;", combine, WRONG),
 )  # fmt: skip
 
-BUGS = [*DISPATCH, *TERMS, *ADDING]
+BUGS = [*DISPATCH, *TERMS, *ADDING, *PACKS]
 
 
 @each_probe(BUGS)
