@@ -52,9 +52,11 @@ struct AmxPath : PairPath {
   }
 
   // Tiles: sums 0 to 3 (tokens' half, block), tokens 4 and 5, weights 6 and 7.
-  template <int kHalves, int kCount>
+  // The tile unit works on its own: what vectors have to do meanwhile is done between its steps.
+  template <int kHalves, int kCount, class Meanwhile>
   static void multiply_tiles(Panel<BFloat16> weights, const BFloat16* tokens, int64_t k, float* sums, bool accumulate,
-                             const Ahead& ahead) {
+                             const Ahead& ahead, const Meanwhile& meanwhile) {
+    const int64_t steps = k / kStep, some = ceil_div(kRows, steps);
     constexpr int64_t kSumRow = kBlocks * kBlock * sizeof(float), kTile = kStep * kBlock;
     float *second = sums + kBlock, *lower = sums + kHalf * kBlocks * kBlock, *last = lower + kBlock;
     memory_fence();
@@ -70,7 +72,7 @@ struct AmxPath : PairPath {
       _tile_zero(3);
     }
     const BFloat16 *x = tokens, *w = weights.data;
-    for (int64_t step = 0; step < k / kStep; ++step, x += kTile, w += kTile) {
+    for (int64_t step = 0; step < steps; ++step, x += kTile, w += kTile) {
       ahead.ask<kCount>(step);
       _tile_loadd(4, x, 64);
       _tile_loadd(6, w, 64);
@@ -84,6 +86,7 @@ struct AmxPath : PairPath {
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (kCount == 2) _tile_dpbf16ps(3, 5, 7);
       }
+      meanwhile(std::min(step * some, kRows), std::min((step + 1) * some, kRows));
     }
     _tile_stored(0, sums, kSumRow);
     if constexpr (kCount == 2) _tile_stored(1, second, kSumRow);
@@ -92,15 +95,16 @@ struct AmxPath : PairPath {
     memory_fence();
   }
 
+  template <class Meanwhile>
   static void multiply(Panel<BFloat16> weights, int64_t blocks, const BFloat16* tokens, int64_t rows, int64_t k,
-                       float* sums, bool accumulate, const Ahead& ahead) {
+                       float* sums, bool accumulate, const Ahead& ahead, const Meanwhile& meanwhile) {
     const bool both = rows > kHalf;
     if (blocks == 2) {
-      both ? multiply_tiles<2, 2>(weights, tokens, k, sums, accumulate, ahead)
-           : multiply_tiles<1, 2>(weights, tokens, k, sums, accumulate, ahead);
+      both ? multiply_tiles<2, 2>(weights, tokens, k, sums, accumulate, ahead, meanwhile)
+           : multiply_tiles<1, 2>(weights, tokens, k, sums, accumulate, ahead, meanwhile);
     } else {
-      both ? multiply_tiles<2, 1>(weights, tokens, k, sums, accumulate, ahead)
-           : multiply_tiles<1, 1>(weights, tokens, k, sums, accumulate, ahead);
+      both ? multiply_tiles<2, 1>(weights, tokens, k, sums, accumulate, ahead, meanwhile)
+           : multiply_tiles<1, 1>(weights, tokens, k, sums, accumulate, ahead, meanwhile);
     }
   }
 };

@@ -69,8 +69,10 @@ struct Avx512Bf16Path : PairPath {
     multiply_block<kTokens, kCount>(args...);
   }
 
+  template <class Meanwhile>
   static void multiply(Panel<BFloat16> weights, int64_t blocks, const BFloat16* tokens, int64_t rows, int64_t k,
-                       float* sums, bool accumulate, const Ahead& ahead) {
+                       float* sums, bool accumulate, const Ahead& ahead, const Meanwhile& meanwhile) {
+    meanwhile(0, kRows);
     if (blocks == kBlocks) return multiply_rows<kRows, kBlocks>(rows, weights, tokens, k, sums, accumulate, ahead);
     for (int64_t b = 0; b < blocks; ++b) {
       const Panel<BFloat16> here{weights.data + b * weights.stride, weights.stride};

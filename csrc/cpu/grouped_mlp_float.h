@@ -102,9 +102,10 @@ struct FloatPath {
     body(panel_of<float>(matrix, first, blocks, k, count, scratch));
   }
 
-  template <class W>
+  template <class W, class Meanwhile>
   static void multiply(Panel<W> weights, int64_t blocks, const float* tokens, int64_t rows, int64_t k, float* sums,
-                       bool accumulate, const Ahead& ahead) {
+                       bool accumulate, const Ahead& ahead, const Meanwhile& meanwhile) {
+    meanwhile(0, kRows);
     constexpr int64_t kColumns = kBlocks * kBlock;
     for (int64_t b = 0; b < blocks;) {
       const Panel<W> here{weights.data + b * weights.stride, weights.stride};

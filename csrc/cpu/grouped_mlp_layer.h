@@ -138,8 +138,8 @@ class Layer {
         block.expert * (size_.packed ? up_blocks() * matrix.block_size() : (size_.gated ? 2 : 1) * f * h);
     gather(scratch, block);
     multiply(scratch, matrix, begin, end, block, scratch.tokens.template as<Token>(), x_columns_,
-             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t rows) {
-               store_hidden(sums, block, first, blocks, tile, rows);
+             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t begin_row, int64_t end_row) {
+               store_hidden(sums, block, first, blocks, tile, begin_row, end_row);
              });
     if (end == up_blocks()) pad_hidden(block);
   }
@@ -149,8 +149,8 @@ class Layer {
     Matrix<T> matrix{{args_.down_proj, h, f, false, false}, size_.packed};
     matrix.plain.data += block.expert * (size_.packed ? ceil_div(h, kBlock) * matrix.block_size() : h * f);
     multiply(scratch, matrix, begin, end, block, hidden_of(block), hidden_columns_,
-             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t rows) {
-               store_y(sums, block, first, blocks, tile, rows);
+             [&](const float* sums, int64_t first, int64_t blocks, int64_t tile, int64_t begin_row, int64_t end_row) {
+               store_y(sums, block, first, blocks, tile, begin_row, end_row);
              });
   }
 
@@ -164,7 +164,8 @@ class Layer {
             ceil_div(lines, tiles * steps), steps};
   }
 
-  // Sums of weight blocks [begin, end) for all rows of a block, handed to `store` tile by tile: [kRows, kColumns].
+  // Sums of weight blocks [begin, end) for all rows of a block, handed to `store` tile by tile, some
+  // rows at a time: [kRows, kColumns].
   template <class Store>
   void multiply(Scratch& scratch, const Matrix<T>& matrix, int64_t begin, int64_t end, const RowBlock& block,
                 const Token* tokens, int64_t columns, const Store& store) const {
@@ -187,12 +188,19 @@ class Layer {
                          [&](auto panel) {
                            for (int64_t tile = 0; tile < tiles; ++tile) {
                              const int64_t rows = std::min(kRows, block.rows - tile * kRows);
-                             float* out = sums + tile * kRows * kColumns;
-                             Path::multiply(panel, blocks, piece + tile * size, rows, count, out, k > 0, ahead);
+                             // A kernel may do this between its steps: the tile before is full.
+                             const auto meanwhile = [&](int64_t begin_row, int64_t end_row) {
+                               if (!last || tile == 0) return;
+                               store(sums + (tile - 1) * kRows * kColumns, first, blocks, tile - 1, begin_row, end_row);
+                             };
+                             Path::multiply(panel, blocks, piece + tile * size, rows, count,
+                                            sums + tile * kRows * kColumns, k > 0, ahead, meanwhile);
                              ahead.next_tile();
-                             if (last) store(out, first, blocks, tile, rows);
                            }
                          });
+        if (last) {
+          store(sums + (tiles - 1) * kRows * kColumns, first, blocks, tiles - 1, 0, block.rows - (tiles - 1) * kRows);
+        }
       }
     }
   }
@@ -214,22 +222,23 @@ class Layer {
 
   Token* hidden_of(const RowBlock& block) const { return hidden_ + block.tile * tile_size(hidden_columns_); }
 
-  // Calls body(row, where): sixteen hidden values of each row of a tile begin there.
+  // Calls body(row, where): sixteen hidden values of a tile's row begin there.
   template <class Body>
-  void for_hidden(const RowBlock& block, int64_t tile, int64_t rows, int64_t column, const Body& body) const {
+  void for_hidden(const RowBlock& block, int64_t tile, int64_t begin_row, int64_t end_row, int64_t column,
+                  const Body& body) const {
     const int64_t k = column / kBlockK * kBlockK, count = std::min(kBlockK, hidden_columns_ - k);
     Token* piece = hidden_of(block) + tile * tile_size(hidden_columns_) + k * kRows;
-    for (int64_t r = 0; r < rows; ++r) body(r, piece + Path::place(r, column - k, count));
+    for (int64_t r = begin_row; r < end_row; ++r) body(r, piece + Path::place(r, column - k, count));
   }
 
   void store_hidden(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
-                    int64_t rows) const {
+                    int64_t begin_row, int64_t end_row) const {
     with_activation(size_.activation, [&](auto activation) {
       if (size_.gated) {
-        store_activated<2>(sums, block, first, blocks, tile, rows,
+        store_activated<2>(sums, block, first, blocks, tile, begin_row, end_row,
                            [&](Vec gate, Vec up) { return activation.gated(gate, up); });
       } else {
-        store_activated<1>(sums, block, first, blocks, tile, rows,
+        store_activated<1>(sums, block, first, blocks, tile, begin_row, end_row,
                            [&](Vec gate, Vec) { return activation.plain(gate); });
       }
     });
@@ -238,18 +247,18 @@ class Layer {
   // kStep: blocks that make sixteen hidden values.
   template <int kStep, class Activate>
   void store_activated(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
-                       int64_t rows, const Activate& activate) const {
+                       int64_t begin_row, int64_t end_row, const Activate& activate) const {
     constexpr int kParts = kBlock / kLanes;
     for (int64_t b = 0; b < blocks; b += kStep) {
       const int64_t unit = (first + b) / kStep * kBlock;
-      alignas(64) float gate_bias[kBlock] = {}, up_bias[kBlock] = {};
-      if (args_.gate_up_bias) biases(block.expert, unit, gate_bias, up_bias);
-      Vec gate_add[kParts], up_add[kParts];
-      for (int part = 0; part < kParts; ++part) {
-        gate_add[part] = load(gate_bias + part * kLanes);
-        up_add[part] = load(up_bias + part * kLanes);
+      Vec gate_add[kParts] = {}, up_add[kParts] = {};
+      if (args_.gate_up_bias) {
+        alignas(64) float gate_bias[kBlock] = {}, up_bias[kBlock] = {};
+        biases(block.expert, unit, gate_bias, up_bias);
+        std::memcpy(gate_add, gate_bias, sizeof(gate_bias));
+        std::memcpy(up_add, up_bias, sizeof(up_bias));
       }
-      for_hidden(block, tile, rows, unit, [&](int64_t r, Token* to) {
+      for_hidden(block, tile, begin_row, end_row, unit, [&](int64_t r, Token* to) {
         const float* from = sums + r * kColumns + b * kBlock;
         Vec values[kParts];
         for (int part = 0; part < kParts; ++part) {
@@ -276,20 +285,21 @@ class Layer {
     const Vec zeros[kBlock / kLanes] = {};
     for (int64_t column = round_up(size_.intermediate, kBlock); column < hidden_columns_; column += kBlock) {
       for (int64_t row = 0; row < block.rows; row += kRows) {
-        for_hidden(block, row / kRows, std::min(kRows, block.rows - row), column,
+        for_hidden(block, row / kRows, 0, std::min(kRows, block.rows - row), column,
                    [&](int64_t, Token* to) { Path::store_hidden(zeros, to); });
       }
     }
   }
 
-  void store_y(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile,
-               int64_t rows) const {
+  void store_y(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile, int64_t begin_row,
+               int64_t end_row) const {
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t column = (first + b) * kBlock, count = std::min(kBlock, size_.hidden - column);
       alignas(64) float bias[kBlock] = {};
       if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + column, bias, count);
       T* y = args_.y + (block.row + tile * kRows) * size_.hidden + column;
-      for (int64_t r = 0; r < rows; ++r) store_row(sums + r * kColumns + b * kBlock, bias, y + r * size_.hidden, count);
+      for (int64_t r = begin_row; r < end_row; ++r)
+        store_row(sums + r * kColumns + b * kBlock, bias, y + r * size_.hidden, count);
     }
   }
 
