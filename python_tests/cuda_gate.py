@@ -13,6 +13,7 @@ import torch
 import capmoe_kernels as cm
 from capmoe_kernels import reference
 from cuda_on_cpu import Const, emulate
+from cuda_select import CARD, cards_of, unsigned
 from cuda_sources import compiled, folder, per_sources
 
 if shutil.which("nvcc") is None:
@@ -22,6 +23,7 @@ DTYPES = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: 
 # Lanes of a row and experts of a lane, by the number of experts they hold: with_gate_layout().
 LAYOUTS = {8: (1, 8), 16: (2, 8), 32: (4, 8), 64: (8, 8), 128: (16, 8), 256: (32, 8), 512: (32, 16)}
 UNWRITTEN = 0x5A5A5A5A
+TILE = 36  # words of a card in shared memory
 
 
 @per_sources
@@ -99,6 +101,7 @@ class Got:
     asks: torch.Tensor | None
     top: torch.Tensor | None
     keys: torch.Tensor | None
+    cards: torch.Tensor | None
     counters: torch.Tensor | None
     counts: dict[str, int]
 
@@ -107,20 +110,24 @@ def unwritten(*shape, dtype=torch.int32):
     return torch.full(shape, UNWRITTEN, dtype=torch.int32).view(dtype)
 
 
-def launch_gate(logits, ask, marked=True, seed=0):
-    """What gate() of gate.cu launches, as it launches it."""
+def launch_gate(logits, ask, marked=True, seed=0, cards=False):
+    """What gate() of gate.cu launches, as it launches it; ``cards``: instead of asks and keys."""
     tokens, experts = logits.shape
     columns, words = ask.columns(experts), -(-tokens // 32)
     outputs = [unwritten(tokens, columns, dtype=t) for t in (torch.int32, *[torch.float32] * 2)]
-    marks = [unwritten(experts, words), None, unwritten(experts, tokens), unwritten(4)]
+    marks = [unwritten(experts, words), None, unwritten(experts, tokens), None, unwritten(4)]
     if columns > ask.gating.top_k:
         marks[1] = unwritten(experts, words)
+    if cards:
+        marks = [None, marks[1], None, unwritten(experts, words, CARD), marks[4]]
+        outputs[2] = None  # nobody reads scores
     if not marked:
-        marks = [None] * 4
+        marks = [None] * 5
     arguments = [Const(logits), ask.bias if ask.bias is None else Const(ask.bias)]
     arguments += [ask.packed(tokens, experts), *outputs, *marks]
     dtype = DTYPES[logits.dtype]
     if experts > 512:
+        del arguments[-2]
         entry = kernel("gate_wide.cu", f"kernelI{dtype}E")
         configuration = (words, 32, 24 * experts)
     else:
@@ -135,21 +142,20 @@ def launch_gate(logits, ask, marked=True, seed=0):
         warps = min(-(-min(tokens, 32) // rows), 16)
         while warps > 1 and warps * one > 98304:
             warps //= 2
-        shared = warps * one + (8 * experts if marked else 0)
+        scratch = max(warps * one, 4 * TILE * experts if cards else 0)
+        shared = scratch + (8 * experts if marked else 0) + (8 * 32 * columns if cards else 0)
         tile = (ask.local[1] - ask.local[0]) * 33 * 4
-        gathers = ask.expand == "local" and marked and shared + tile <= 98304
+        gathers = ask.expand == "local" and marked and not cards and shared + tile <= 98304
         configuration = (words, 32 * warps, shared + tile * gathers)
-        arguments += [one, int(gathers)]
+        arguments += [one, scratch, int(gathers)]
     if tokens == 0:
         return Got(*outputs, *marks, {})
     # The GPU approximates ex2 and rcp otherwise than the emulator; a key is the bits of a score.
-    report = entry[configuration](*arguments, seed=seed, on_gpu={4: 1e-5, 5: 1e-5, 8: False})
+    report = entry[configuration](
+        *arguments, seed=seed, on_gpu={4: 1e-5, 5: 1e-5, 8: False, 9: False}
+    )
     assert report.warnings == []
     return Got(*outputs, *marks, report.counts)
-
-
-def unsigned(x):
-    return x.long() & 0xFFFFFFFF
 
 
 def order_key(scores):
@@ -179,6 +185,27 @@ def check_marks(got, top_k):
     written[got.ids[tokens, columns].long(), tokens] = True
     assert (keys[~written] == UNWRITTEN).all()
     assert got.counters.tolist() == [0] * 4
+
+
+def check_cards(logits, ask, seed=0):
+    """They say what asks and keys say; a gate that writes them says nothing else otherwise."""
+    told, got = launch_gate(logits, ask, seed=seed), launch_gate(logits, ask, seed=seed, cards=True)
+    for name in ("ids", "weights", "top"):
+        one, other = getattr(told, name), getattr(got, name)
+        assert one is other is None or one.view(torch.int32).equal(other.view(torch.int32))
+    assert got.cards.equal(cards_of(told.asks, told.keys).where(written(got), got.cards))
+    assert got.counters.tolist() == [0] * 4
+    return got
+
+
+def written(got):
+    """What a card must hold; behind its keys are zeros, to the end of 16 bytes."""
+    held = 1 + ((unsigned(got.cards[..., 0])[..., None] >> torch.arange(32)) & 1).sum(-1)
+    places = torch.arange(CARD)
+    end = (held + 3) // 4 * 4
+    assert (got.cards[(places >= held[..., None]) & (places < end[..., None])] == 0).all()
+    assert (got.cards[places >= end[..., None]] == UNWRITTEN).all()
+    return places < held[..., None]
 
 
 def check(logits, ask, marked=True, seeds=(0, 3)):

@@ -16,6 +16,7 @@ from cuda_on_cpu import Const, emulate
 from cuda_sources import compiled, folder, per_sources
 
 COUNTERS = 4
+CARD = 40  # words
 POLICIES = ("score", "keep_first", "keep_last", "random")
 OUTPUTS = (
     "expert_ids",
@@ -35,12 +36,12 @@ SELECT = """
 extern "C" __global__ void __launch_bounds__({threads}) select_{id}_{warps}_{simple}(
     const {id}* ids, const float* weights, const float* scores, const bool* mask,
     const int64_t* priority, const __grid_constant__ capmoe::Select config, uint32_t* asks,
-    uint32_t* top, uint32_t* keys, uint32_t* counters, int repeats, SlotWord* slots,
-    uint32_t* mask_words, int number, {out}) {{
+    uint32_t* top, uint32_t* keys, uint32_t* cards, uint32_t* counters, int repeats,
+    SlotWord* slots, uint32_t* mask_words, int number, {out}) {{
   extern __shared__ uint4 shared[];
   const {problem} problem{{select_problem(
-      ids, weights, scores, mask, priority, config, {{asks, top, keys, counters, repeats != 0}},
-      slots, mask_words, {{{selection}}})}};
+      ids, weights, scores, mask, priority, config,
+      {{asks, top, keys, cards, counters, repeats != 0}}, slots, mask_words, {{{selection}}})}};
   {body};
 }}
 """
@@ -188,8 +189,10 @@ class Asked:
         inputs = (Const(self.ids), Const(self.scores), bytes(self.config()))
         self.reports.append(launch(*inputs, *marks, words, seed=seed))
 
-    def run(self, warps=8, blocks=3, seed=0, repeats=True, listed=None, simple=None) -> dict:
-        """The outputs of mark and select; memory is poisoned first."""
+    def run(
+        self, warps=8, blocks=3, seed=0, repeats=True, listed=None, simple=None, cards=False
+    ) -> dict:
+        """The outputs of mark and select; memory is poisoned first. ``cards``: as of a gate."""
         simple = self.simple if simple is None else simple
         listed = listed or {0: 0, 8: 512, 16: 1024}[warps]
         tokens, columns = self.ids.shape
@@ -210,11 +213,15 @@ class Asked:
             shared = 4 * (self.num_experts + 1) + (8 + 8 * number) * self.num_experts
             assert shared <= 48 * 1024  # more must be asked for
         grid = (blocks if tokens else 1, threads, shared)
+        given = None
+        if cards:
+            given = cards_of(asks.view(self.num_experts, -1), keys.view(self.num_experts, -1))
+            asks = keys = None
         launch = select_kernel(id_type, warps, simple and warps > 0)[grid]
         report = launch(
             *(Const(self.ids), Const(self.weights), Const(self.scores)),
             *(constant(self.token_mask), constant(self.token_priority), bytes(self.config())),
-            *(asks, constant(top), constant(keys), counters, int(repeats)),
+            *(asks, constant(top), constant(keys), constant(given), counters, int(repeats)),
             *(poisoned(2 * words), poisoned(-(-tokens // 32)), number, *out.values()),
             seed=seed,
             resident=blocks,
@@ -231,6 +238,24 @@ class Asked:
                 torch.testing.assert_close(got[name], expected[name], rtol=1.2e-7, atol=0)
             else:
                 assert same_bits(got[name], expected[name]), name
+
+
+def unsigned(x: torch.Tensor) -> torch.Tensor:
+    return x.long() & 0xFFFFFFFF
+
+
+def cards_of(asks: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """[E, W, CARD]: the asks, then the keys of those who ask, then poison."""
+    (experts, tokens), words = keys.shape, asks.shape[1]
+    padded = poisoned(experts, 32 * words)
+    padded[:, :tokens] = keys
+    asked = ((unsigned(asks)[..., None] >> torch.arange(32)) & 1).bool()
+    order = (~asked).int().sort(dim=2, stable=True).indices
+    cards = poisoned(experts, words, CARD)
+    cards[..., 0] = asks
+    sorted_keys = padded.view(experts, words, 32).gather(2, order)
+    cards[..., 1:33] = sorted_keys.where(asked.gather(2, order), cards[..., 1:33])
+    return cards
 
 
 def poisoned(*shape) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 import capmoe_kernels as cm
 from cases import normal, router_logits
-from cuda_gate import DTYPES, Ask, check, launch_gate, plain
+from cuda_gate import DTYPES, Ask, check, check_cards, launch_gate, plain
 
 
 @pytest.mark.parametrize("experts", [1, 2, 8, 16, 31, 60, 64, 72, 128, 160, 256, 512])
@@ -99,6 +99,17 @@ def test_numbers_that_are_none(dtype, experts):
         ask = plain(4, scoring=scoring, renormalize="topk")
         check(logits, ask, seeds=(0,))
         check(logits, Ask(ask.gating, torch.full((experts,), 9.0)), seeds=(0,))
+
+
+@pytest.mark.parametrize(("experts", "tokens"), [(8, 33), (5, 64), (60, 1), (64, 37), (512, 33)])
+def test_cards(experts, tokens):
+    """One expert is everyone's, and its card full; another is nobody's."""
+    for dtype, top_k, extra in zip(DTYPES, (2, 1, 3), (0, 1, min(experts - 3, 29)), strict=True):
+        logits = router_logits(tokens, experts, "levels", seed=top_k).to(dtype)
+        logits[:, 3], logits[:, 2], logits[tokens // 2, :4] = 30.0, -math.inf, -math.inf
+        ask = Ask(cm.Gating(top_k), expand="rank" if extra else "none", extra=extra)
+        cards = check_cards(logits, ask, seed=top_k).cards
+        assert tokens < 32 or cards[3, 0, 0] != cards[2, 0, 0] == 0
 
 
 @pytest.mark.parametrize("experts", [513, 700])

@@ -60,6 +60,9 @@ BUGS = [
          on.few_asks, SharedRace),
         ("keys-not-there", "load_listed(start);\n    }\n    team_.sync();",
          "load_listed(start);\n    }", on.few_asks, SharedRace),
+        ("place-of-asks", "size_t(item) * kCardWords + 1", "size_t(item) * kCardWords",
+         on.asks_on_cards, (WRONG, GlobalRace)),
+        ("one-key-for-all", "? place++ :", "? place :", on.asks_on_cards, WRONG),
         ("list-of-a-block-overrun", "asked_ <= team_.listed && ", "", on.longer_than_lists,
          OutOfBounds),
     ),
@@ -113,6 +116,8 @@ BUGS = [
     ),
     *bugs_of(
         "select_number.cuh",
+        ("cards-side-by-side", "card[i * kCardWords]", "card[i]", on.asks_on_cards,
+         (WRONG, GlobalRace, OutOfBounds)),
         ("always-four-words", "kWords == 4 && words % 4 == 0", "kWords == 4", on.aligned_rows,
          Misaligned),
         ("sum-of-whole-warp", "through, lanes - 1, lanes)", "through, lanes - 1)",

@@ -101,6 +101,21 @@ def test_more_keys_than_a_warp_or_a_block_lists(tokens, warps, listed):
         check(asked, warps=warps, blocks=2, seed=seed, listed=listed)
 
 
+@pytest.mark.parametrize("warps", [8, 16])
+@pytest.mark.parametrize(
+    ("tokens", "listed"), [(31, 512), (130, 512), (200, 8), (600, 120), (600, 2), (33000, 512)]
+)
+def test_cards(tokens, listed, warps):
+    """Asks and keys of a gate: an expert that everyone asks for, others that few or none do."""
+    for seed, levels in ((0, None), (1, 3)):
+        for limit in (0, max(3, tokens // 5)):
+            asked = asking(tokens, 5, 2, cm.Capacity(limit=limit), seed, levels, top_k=1 + seed)
+            asked.ids[asked.ids == 4] = -1
+            asked.ids[:, 0] = 0
+            asked.ids[:, 1][asked.ids[:, 1] == 0] = 3
+            check(asked, warps=warps, blocks=2, seed=seed, listed=listed, cards=True)
+
+
 @pytest.mark.parametrize("policy", cs.POLICIES)
 def test_short_lists(policy):
     """Whether a warp, a block or nobody can list an expert's asks, the same stay."""

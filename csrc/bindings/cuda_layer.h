@@ -51,7 +51,9 @@ template <class T>
 void run_layer(const LayerCall& call, T* out) {
   const Tensor& x = call.hidden_states;
   const cudaStream_t stream = current_stream(x);
-  const Workspace<Layer<T>> workspace(x, call.gate, call.select, call.mlp);
+  const bool cards =
+      cuda::uses_cards(call.gate, call.select, call.token_mask.has_value(), call.token_priority.has_value());
+  const Workspace<Layer<T>> workspace(x, call.gate, call.select, call.mlp, cards);
   const Layer<T>& layer = workspace.pieces;
   const Selection& chosen = layer.selection;
   const int64_t tokens = call.gate.tokens, columns = call.gate.columns, rows = call.select.rows;

@@ -62,7 +62,7 @@ SelectedTuple select(const Tensor& topk_ids, const Tensor& weights, const Tensor
   const MaybeTensor mask = dense(token_mask), priority = dense(token_priority);
   const Tensor ids = dense(topk_ids), dense_weights = dense(weights), dense_scores = dense(scores);
   const Selected out(ids, config);
-  const Workspace<SelectScratch> workspace(ids, config, true);
+  const Workspace<SelectScratch> workspace(ids, config, true, false);
   const auto run = [&](auto id) {
     using Id = decltype(id);
     const auto& [marks, scratch] = workspace.pieces;

@@ -67,14 +67,15 @@ struct SelectScratch {
   cuda::Marks marks;
   std::byte* scratch;
 
-  // `repeats`: the ids are a caller's own.
-  SelectScratch(Carver& carver, const Select& config, bool repeats) {
+  // `repeats`: the ids are a caller's own. `cards`: as of cuda::uses_cards().
+  SelectScratch(Carver& carver, const Select& config, bool repeats, bool cards) {
     const int64_t words = (config.tokens + 31) / 32;
     // Scores decide who stays only under a bound that binds.
     const bool ranked = config.policy == Policy::score && capacity_of(config, config.tokens) < config.tokens;
-    marks.asks = carver.take<uint32_t>(config.num_experts * words);
+    marks.asks = cards ? nullptr : carver.take<uint32_t>(config.num_experts * words);
     marks.top = config.columns == config.top_k ? nullptr : carver.take<uint32_t>(config.num_experts * words);
-    marks.keys = ranked ? carver.take<uint32_t>(config.num_experts * config.tokens) : nullptr;
+    marks.keys = ranked && !cards ? carver.take<uint32_t>(config.num_experts * config.tokens) : nullptr;
+    marks.cards = cards ? carver.take<uint32_t>(config.num_experts * words * cuda::kCardWords) : nullptr;
     marks.counters = carver.take<uint32_t>(cuda::kSelectCounters);
     marks.repeats = repeats;
     scratch = carver.take<std::byte>(static_cast<int64_t>(cuda::select_scratch(config)));
@@ -84,12 +85,12 @@ struct SelectScratch {
 // The gate's answers, of T tokens and K columns.
 struct Candidates {
   int32_t* expert_ids;
-  float *weights, *scores;
+  float *weights, *scores;  // the latter null where nobody reads them
 
-  Candidates(Carver& carver, const Gate& config)
+  Candidates(Carver& carver, const Gate& config, bool scored)
       : expert_ids(carver.take<int32_t>(config.tokens * config.columns)),
         weights(carver.take<float>(config.tokens * config.columns)),
-        scores(carver.take<float>(config.tokens * config.columns)) {}
+        scores(scored ? carver.take<float>(config.tokens * config.columns) : nullptr) {}
 };
 
 // Everything between the layer's inputs and its output.
@@ -100,8 +101,10 @@ struct Layer {
   SelectScratch select;
   T *hidden_rows, *y;  // [N, F], [N, H]
 
-  Layer(Carver& carver, const Gate& gate, const Select& config, const GroupedMlp& mlp)
-      : candidates(carver, gate), selection(take_selection(carver, config)), select(carver, config, false) {
+  Layer(Carver& carver, const Gate& gate, const Select& config, const GroupedMlp& mlp, bool cards)
+      : candidates(carver, gate, cuda::reads_scores(config)),
+        selection(take_selection(carver, config)),
+        select(carver, config, false, cards) {
     hidden_rows = carver.take<T>(config.rows * mlp.intermediate);
     y = carver.take<T>(config.rows * mlp.hidden);
   }

@@ -13,7 +13,7 @@ namespace capmoe::cuda {
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 // kLanes neighbours own a row, kPerLane consecutive experts each: so a lower lane has lower experts. kColumns: how many
-// columns a row has, none of them local candidates; 0 where that is known only when it runs.
+// columns a row of one lane has, none of them local candidates; 0 where that is known only when it runs.
 template <int kLanes_, int kPerLane_, int kColumns_ = 0>
 struct GateLayout {
   static constexpr int kLanes = kLanes_, kPerLane = kPerLane_, kColumns = kColumns_;
@@ -26,13 +26,11 @@ struct GateLayout {
   static __device__ __forceinline__ int lane_in_row() { return lane() % kLanes; }
   static __device__ __forceinline__ int first_expert() { return lane_in_row() * kPerLane; }
 
-  static __device__ __forceinline__ int columns(const Gate& config) {
-    return kColumns > 0 ? kColumns : static_cast<int>(config.columns);
-  }
+  static __device__ __forceinline__ int columns(const Gate& config) { return static_cast<int>(config.columns); }
 
   // The row that column `i` of all the warp's columns is of; `per_row` is columns().
   static __device__ __forceinline__ int row_of_column(int i, int per_row) {
-    return kColumns > 0 ? i / kColumns : static_cast<int>(divide(i + 0.5f, per_row));
+    return static_cast<int>(divide(i + 0.5f, per_row));
   }
 
   // The lanes of this lane's row that come before it.

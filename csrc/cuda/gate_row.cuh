@@ -10,14 +10,10 @@
 
 namespace capmoe::cuda {
 
-template <class T>
-struct EntryOf {
-  using Type = PackedEntry;
-};
-template <>
-struct EntryOf<float> {
-  using Type = WideEntry;
-};
+// A lane's entries of logits, or of scores.
+template <class T, class Layout, bool kByScore>
+using EntryOf = std::conditional_t<!kByScore && sizeof(T) == 2, PackedEntry,
+                                   std::conditional_t<(Layout::kColumns > 0), FloatEntry, WideEntry>>;
 
 // One warp's shared memory: `lists` holds the logits first, then what groups need, then the lanes' sorted entries.
 struct GateScratch {
@@ -82,7 +78,7 @@ __device__ Scoring rank_by_score(const Gate& config, const float* bias, const Ga
 template <class Layout, class Entry>
 __device__ __forceinline__ void choose_columns(const Gate& config, const Entry (&sorted)[Layout::kPerLane],
                                                uint2* lists, uint2* columns) {
-  const bool local = Layout::kColumns == 0 && config.expand == Expand::local;
+  const bool local = config.expand == Expand::local;
   const int top_k = static_cast<int>(config.top_k), per_row = Layout::columns(config);
   const int start = static_cast<int>(config.local_start), stop = static_cast<int>(config.local_stop);
   if constexpr (Layout::kLanes == 1) {
@@ -123,6 +119,36 @@ struct Finish {
 template <class Layout>
 __device__ __forceinline__ float denominator_of(double sum) {
   return static_cast<float>(fmax(Layout::sum(sum), 1e-20));
+}
+
+// A row for each lane, whose columns it has in its registers. By a whole warp, which is what `write` is called by.
+template <class Layout, class Entry, bool kByScore, class Write>
+__device__ __forceinline__ void write_own_columns(const Finish<Layout, Entry, kByScore>& finish, int rows,
+                                                  const Entry (&sorted)[Layout::kPerLane], Write write) {
+  constexpr int kColumns = Layout::kColumns;
+  const Gate& config = finish.config;
+  int expert[kColumns];
+  float score[kColumns], weight[kColumns], denominator = 1.0f;
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    const int place = sorted[j].expert();
+    const float own =
+        kByScore ? finish.scores[Layout::row() * Layout::kExperts + place] : finish.scoring(sorted[j].rank());
+    const bool allowed = is_allowed(sorted[j]);
+    expert[j] = allowed ? place : static_cast<int>(config.num_experts);
+    score[j] = allowed ? own : 0.0f;
+  }
+  if (config.renormalize != Renormalize::none) {
+    static_assert(kColumns == 2);  // whose sum in float is that in double, rounded
+    denominator = fmaxf(score[0] + (static_cast<int>(config.top_k) > 1 ? score[1] : 0.0f), 1e-20f);
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    const Weighed out = weigh(config, score[j], denominator);
+    weight[j] = out.weight;
+    score[j] = out.score;
+  }
+  write(Layout::row() < rows, expert, weight, score);
 }
 
 // A column for each lane.
@@ -172,11 +198,12 @@ __device__ __forceinline__ void write_many_columns(const Finish<Layout, Entry, k
 
 // The gate of `rows` <= Layout::kRows consecutive rows, by one converged warp; kByScore where there is a bias or a
 // group. Calls write(row, column, expert, weight, score) once for every column of every row: the best candidate first,
-// expert num_experts and zeros where a column is unused. Afterwards `memory`, of gate_scratch_bytes(), may be reused.
+// expert num_experts and zeros where a column is unused; or, where the layout says how many columns there are,
+// write(is_row, experts, weights, scores), row by lane. Afterwards `memory`, of gate_scratch_bytes(), may be reused.
 template <class T, class Layout, bool kByScore, class Write>
 __device__ __forceinline__ void gate_rows(const T* logits, const float* bias, const Gate& config, int rows,
                                           void* memory, Write write) {
-  using Entry = std::conditional_t<kByScore, WideEntry, typename EntryOf<T>::Type>;
+  using Entry = EntryOf<T, Layout, kByScore>;
   constexpr int kPerLane = Layout::kPerLane;
   const GateScratch scratch = gate_scratch<Layout>(memory);
   uint2* columns = scratch.columns + Layout::row() * Layout::columns(config);
@@ -184,7 +211,7 @@ __device__ __forceinline__ void gate_rows(const T* logits, const float* bias, co
   float x[kPerLane];
   load_logits<T, Layout>(logits, rows, static_cast<int>(config.num_experts), memory, x);
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) x[i] = Entry::kUnique ? forbid_nan(x[i]) : clean_logit(x[i]);
+  for (int i = 0; i < kPerLane; ++i) x[i] = Entry::clean(x[i]);
   Scoring scoring{config.sigmoid, 0.0f, 1.0f};
   if constexpr (kByScore) scoring = rank_by_score<Layout>(config, bias, scratch, x);
 
@@ -192,15 +219,19 @@ __device__ __forceinline__ void gate_rows(const T* logits, const float* bias, co
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) sorted[i] = Entry::of(x[i], Layout::first_expert() + i);
   sort<0, kPerLane>(sorted);
-  choose_columns<Layout>(config, sorted, scratch.lists, columns);
-  __syncwarp();
+  if constexpr (Layout::kColumns == 0) {
+    choose_columns<Layout>(config, sorted, scratch.lists, columns);
+    __syncwarp();
+  }
 
   if (!kByScore && !config.sigmoid) {
-    scoring.largest = reinterpret_cast<const Entry*>(columns)->rank();
+    scoring.largest = (Layout::kColumns > 0 ? sorted : reinterpret_cast<const Entry*>(columns))->rank();
     scoring.sum = sum_of_powers<Layout, Entry::kUnique>(x, scoring.largest);
   }
   const Finish<Layout, Entry, kByScore> finish{config, scratch.scores, scoring};
-  if (Layout::columns(config) <= Layout::kLanes) {
+  if constexpr (Layout::kColumns > 0) {
+    write_own_columns(finish, rows, sorted, write);
+  } else if (Layout::columns(config) <= Layout::kLanes) {
     write_few_columns(finish, rows, scratch.columns, write);
   } else {
     write_many_columns(finish, rows, scratch.columns, write);

@@ -82,21 +82,16 @@ struct Scoring {
   }
 };
 
-// A column's weight, and what capacity ranks it by. `denominator` is the sum of the top-k's scores.
+// A column's weight, and what capacity ranks it by. `denominator` is the sum of the top-k's scores, or 1 where nothing
+// is renormalised: by which division is exact.
 struct Weighed {
   float weight, score;
 };
 
 __device__ __forceinline__ Weighed weigh(const Gate& config, float score, float denominator) {
-  Weighed out{score, score};  // the weight of `kept`, which select normalises
-  if (config.renormalize == Renormalize::none) {
-    out.weight = score * config.scaling;
-    return out;
-  }
-  const float normalised = divide(score, denominator);
-  if (config.renormalize == Renormalize::topk) out.weight = normalised * config.scaling;
-  if (config.drop_by_weight) out.score = normalised;
-  return out;
+  const float normalised = divide(score, denominator), weight = normalised * config.scaling;
+  // The weight of `kept` is what select normalises.
+  return {config.renormalize == Renormalize::kept ? score : weight, config.drop_by_weight ? normalised : score};
 }
 
 }  // namespace capmoe::cuda

@@ -15,6 +15,7 @@ struct WideEntry {
   uint64_t bits;
   static constexpr bool kUnique = false;  // not by key alone
 
+  static __device__ __forceinline__ float clean(float logit) { return clean_logit(logit); }
   static __device__ __forceinline__ WideEntry of(float rank_by, int expert) {
     return {static_cast<uint64_t>(to_key(rank_by)) << 32 | ~static_cast<uint32_t>(expert)};
   }
@@ -24,12 +25,27 @@ struct WideEntry {
   __device__ __forceinline__ float rank() const { return from_key(key()); }
 };
 
+// The same for a sorter that compares numbers: cheaper where there are few.
+struct FloatEntry {
+  float rank_by;
+  int place;
+  static constexpr bool kUnique = false;
+
+  // As clean_logit(), but for -0, which compares as +0 does.
+  static __device__ __forceinline__ float clean(float logit) { return fminf(fmaxf(logit, -INFINITY), FLT_MAX); }
+  static __device__ __forceinline__ FloatEntry of(float rank_by, int expert) { return {rank_by, expert}; }
+  __device__ __forceinline__ int expert() const { return place; }
+  __device__ __forceinline__ float rank() const { return rank_by; }
+};
+
 // A 16-bit logit leaves the 13 lowest bits of its float free: the expert goes there, and one integer says all.
 struct PackedEntry {
   uint32_t bits;
   static constexpr bool kUnique = true;
   static constexpr uint32_t kExpertBits = 0x1fffu;
 
+  // rank() finds +inf.
+  static __device__ __forceinline__ float clean(float logit) { return forbid_nan(logit); }
   static __device__ __forceinline__ PackedEntry of(float rank_by, int expert) {
     return {(to_key(rank_by) & ~kExpertBits) | (kExpertBits - static_cast<uint32_t>(expert))};
   }
@@ -46,6 +62,8 @@ __device__ __forceinline__ bool is_allowed(Entry entry) {
   return entry.key() > kForbiddenKey;
 }
 
+__device__ __forceinline__ bool is_allowed(FloatEntry entry) { return entry.rank_by > -INFINITY; }
+
 // Puts the better of two entries first. kInOrder: every expert that `a` may be is lower than every one of `b`.
 template <bool kInOrder>
 __device__ __forceinline__ void exchange(WideEntry& a, WideEntry& b) {
@@ -53,6 +71,17 @@ __device__ __forceinline__ void exchange(WideEntry& a, WideEntry& b) {
   const WideEntry first = swap ? b : a, second = swap ? a : b;
   a = first;
   b = second;
+}
+
+template <bool kInOrder>
+__device__ __forceinline__ void exchange(FloatEntry& a, FloatEntry& b) {
+  const bool tied_first = !kInOrder && b.rank_by == a.rank_by && b.place < a.place;
+  const bool swap = b.rank_by > a.rank_by || tied_first;
+  // Numbers, not structures, so that there is no branch.
+  const float best = swap ? b.rank_by : a.rank_by, other = swap ? a.rank_by : b.rank_by;
+  const int best_place = swap ? b.place : a.place, other_place = swap ? a.place : b.place;
+  a = {best, best_place};
+  b = {other, other_place};
 }
 
 template <bool kInOrder>

@@ -109,7 +109,7 @@ __device__ void write_row(const T* logits, const Gate& config, const Scoring& sc
     const int64_t at = token * config.columns + j;
     expert_ids[at] = static_cast<int32_t>(expert);
     weights[at] = out.weight;
-    scores[at] = out.score;
+    if (scores != nullptr) scores[at] = out.score;
     if (marks.asks == nullptr || expert >= config.num_experts) continue;
     asks[expert] |= 1u << token % kBlockTokens;
     if (j < config.top_k) top[expert] |= 1u << token % kBlockTokens;
@@ -123,7 +123,7 @@ __global__ __launch_bounds__(kThreads) void gate_wide_kernel(const T* logits, co
                                                              const __grid_constant__ Gate config, int32_t* expert_ids,
                                                              float* weights, float* scores, uint32_t* all_asks,
                                                              uint32_t* all_top, uint32_t* keys, uint32_t* counters) {
-  const Marks marks{all_asks, all_top, keys, counters, false};
+  const Marks marks{all_asks, all_top, keys, nullptr, counters, false};
   extern __shared__ uint32_t wide_memory[];
   const int experts = static_cast<int>(config.num_experts);
   const int ranked = config.expand == Expand::local ? static_cast<int>(config.top_k) : static_cast<int>(config.columns);

@@ -19,17 +19,25 @@ namespace capmoe::cuda {
 
 constexpr int kSelectCounters = 4;
 
+// A card: an expert's asks among 32 tokens, as in Marks::asks, then the keys of those who ask, the lowest token's first.
+// In whole sectors of memory, of which seven keys need one.
+constexpr int kCardWords = 40;
+
 // Who asks for whom, by expert: what capacity is decided on. Scratch between two kernels of one call.
 struct Marks {
   uint32_t* asks;      // [E][W]: bit t % 32 of word t / 32 is set where token t has expert e among its columns
   uint32_t* top;       // [E][W]: the same for the first top_k columns only; null where K == top_k
   uint32_t* keys;      // [E][T]: order_key(score) where asks is set, else unspecified; null where scores decide nothing
+  uint32_t* cards;     // [E][W] of kCardWords: instead of asks and keys, where uses_cards(); else null
   uint32_t* counters;  // [kSelectCounters]: zeroed by whoever writes the marks (select's barrier and sums)
   bool repeats;        // the ids are a caller's own: a token may list an expert twice
 };
 
+// Whether gate and select pass on asks and keys on cards: where scores decide, once, and few columns are asked for.
+bool uses_cards(const Gate& gate, const Select& select, bool masked, bool prioritised);
+
 // Scores, top-k and the candidates that Expanded Drop adds. logits [T, E]; bias [E] or null.
-// Writes expert_ids, weights, scores [T, K] and, unless it is null, *marks.
+// Writes expert_ids, weights and, unless they are null, scores, all [T, K], and *marks.
 template <class T>
 void gate(const T* logits, const float* bias, const Gate& config, int32_t* expert_ids, float* weights, float* scores,
           const Marks* marks, cudaStream_t stream);
@@ -38,10 +46,13 @@ void gate(const T* logits, const float* bias, const Gate& config, int32_t* exper
 template <class Id>
 void mark(const Id* ids, const float* scores, const Select& config, const Marks& marks, cudaStream_t stream);
 
+// Whether select looks at scores, too, and not only at the marks.
+inline bool reads_scores(const Select& config) { return config.max_per_token < config.columns; }
+
 // Bytes of scratch that select needs beside the marks.
 size_t select_scratch(const Select& config);
 
-// Capacity and prefix-sum slots. ids, weights, scores [T, K]; token_mask [T] or null; token_priority [T] or null.
+// Capacity and prefix-sum slots. ids, weights, scores [T, K], the last where reads_scores() or null; token_mask [T] or null; token_priority [T] or null.
 // Changes the marks. C is computed on the device where there is a mask.
 template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,

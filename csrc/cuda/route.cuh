@@ -89,6 +89,15 @@ struct RouteColumn {
   const RouteState& state;
   int first_token;  // of the warp's rows
 
+  // Columns of a row that a lane has.
+  template <int kColumns>
+  __device__ __forceinline__ void operator()(bool is_row, const int (&experts)[kColumns],
+                                             const float (&weights)[kColumns], const float (&scores)[kColumns]) const {
+    if (!is_row) return;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) (*this)(lane_id(), j, experts[j], weights[j], scores[j]);
+  }
+
   __device__ __forceinline__ void operator()(int row, int column, int expert, float weight, float score) const {
     const int token = first_token + row, pair = token * state.columns + column;
     if (state.token_mask != nullptr && !state.token_mask[token]) expert = state.experts;
@@ -185,7 +194,7 @@ __device__ __forceinline__ void decide_in_block(const RouteState& state) {
   uint32_t* memory = state.memory;
   const RoutePlan& at = state.at;
   if (threadIdx.x == 0) {
-    const Marks marks{state.asks(), state.top(), state.keys(), memory + at.counters, false};
+    const Marks marks{state.asks(), state.top(), state.keys(), nullptr, memory + at.counters, false};
     problem = {select_problem(static_cast<const int32_t*>(state.ids()), state.weights(), state.scores(),
                               state.token_mask, state.token_priority, state.select, marks,
                               reinterpret_cast<SlotWord*>(memory + at.slots), memory + at.mask, state.out)};

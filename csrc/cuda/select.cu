@@ -113,7 +113,7 @@ void select(const Id* ids, const float* weights, const float* scores, const bool
     launch_apart(problem, stream);
     return;
   }
-  if (SimpleProblem<Id>::fits(problem)) {
+  if (is_simple(config, token_mask != nullptr, token_priority != nullptr)) {
     launch(SimpleProblem<Id>{problem}, stream);
   } else {
     launch(problem, stream);

@@ -28,7 +28,7 @@ __device__ __forceinline__ void keep_best(const Team& team, const Problem& probl
     const int before = team.exclusive_scan(__popc(kept), &total);
     if (word >= problem.words) continue;
     problem.slots[row + word] = {kept, static_cast<uint32_t>(before)};
-    problem.marks.asks[row + word] = kept;
+    if (!problem.decides_once()) problem.marks.asks[row + word] = kept;
   }
   team.sync();
 }

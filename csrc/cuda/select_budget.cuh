@@ -63,9 +63,10 @@ struct RankKeys {
   __device__ uint32_t make(int item, int bit) const {
     return policy_key(rows.problem, rows.token(item, bit), rows.expert(item));
   }
-  __device__ uint32_t load(int item, int bit) const {
+  __device__ bool on_cards() const { return false; }
+  __device__ uint32_t load(size_t place) const {
     const Problem& problem = rows.problem;
-    const int token = rows.token(item, bit);
+    const int item = static_cast<int>(place / 32), bit = place % 32, token = rows.token(item, bit);
     if (rank == kPolicy) return problem.marks.keys[size_t(rows.expert(item)) * problem.tokens + token];
     if (rank == kTopK) return problem.marks.top[rows.base() + item] >> bit & 1;
     const uint64_t priority = static_cast<uint64_t>(problem.token_priority[token]) ^ uint64_t { 1 } << 63;

@@ -11,8 +11,9 @@ template <class Team, class Problem>
 __device__ void keep_none(const Team& team, const Problem& problem, int expert) {
   for (int word = team.rank(); word < problem.words; word += Team::kSize) {
     problem.slots[problem.word(expert, word)] = {0, 0};
-    problem.marks.asks[problem.word(expert, word)] = 0;
+    if (!problem.decides_once()) problem.marks.asks[problem.word(expert, word)] = 0;
   }
+  if (team.rank() == 0) problem.out.tokens_per_expert[expert] = 0;
 }
 
 // Experts [first, first + unit), numbered and found over their budget, once more within it.
@@ -25,11 +26,10 @@ __device__ __forceinline__ void cut_budget(const Team& team, const Problem& prob
   }
   if (budget > 0) {
     drop_losers(team, problem, first, budget, asked);
+    number_rows(team, problem, first, false);
   } else {
     for (int expert = first; expert < first + problem.sharing(); ++expert) keep_none(team, problem, expert);
-    team.sync();
   }
-  number_rows(team, problem, first, false);
   team.sync();
 }
 

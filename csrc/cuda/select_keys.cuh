@@ -31,10 +31,13 @@ struct PolicyKeys {
   int expert;
   const uint32_t* row;
 
-  __device__ PolicyKeys(const Problem& problem, int expert)
-      : problem(problem), expert(expert), row(problem.marks.keys + size_t(expert) * problem.tokens) {}
+  __device__ PolicyKeys(const Problem& problem, int expert) : problem(problem), expert(expert) {
+    row = problem.on_cards() ? problem.marks.cards + problem.word(expert, 0) * kCardWords
+                             : problem.marks.keys + size_t(expert) * problem.tokens;
+  }
   __device__ bool made() const { return problem.config.policy != Policy::score; }
-  __device__ uint32_t load(int word, int bit) const { return row[word * 32 + bit]; }
+  __device__ bool on_cards() const { return problem.on_cards(); }
+  __device__ uint32_t load(size_t place) const { return row[place]; }
   __device__ uint32_t make(int word, int bit) const { return policy_key(problem, word * 32 + bit, expert); }
 };
 

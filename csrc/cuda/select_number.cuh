@@ -25,6 +25,17 @@ __device__ __forceinline__ void load_words(const uint32_t* row, int start, int w
   for (int i = 0; i < kWords; ++i) out[i] = start + i < words ? row[start + i] : 0;
 }
 
+// Who asks for an expert, in consecutive words. `expert` -1: none.
+template <int kWords, class Problem>
+__device__ __forceinline__ void load_asks(const Problem& problem, int expert, int start, uint32_t (&asks)[kWords]) {
+  const size_t row = problem.word(max(expert, 0), 0);
+  const int words = expert < 0 ? 0 : problem.words;
+  if (!problem.on_cards()) return load_words(problem.marks.asks + row, start, words, asks);
+  const uint32_t* card = problem.marks.cards + (row + start) * kCardWords;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) asks[i] = start + i < words ? card[i * kCardWords] : 0;
+}
+
 __device__ __forceinline__ void store_slots(SlotWord* row, int start, int words, const uint32_t (&kept)[4],
                                             int before) {
   SlotWord all[4];
@@ -76,7 +87,7 @@ __device__ RowCounts number_row(const Problem& problem, int expert, int lanes, b
   int total = 0, demand = 0;
   for (int start = 4 * place; start - 4 * place < words; start += 4 * lanes) {
     uint32_t asks[4], top[4];
-    load_words(problem.marks.asks + row, start, expert < 0 ? 0 : words, asks);
+    load_asks(problem, expert, start, asks);
     if (settles && expert >= 0) settle_asks(problem, expert, start, asks);
     const int held = __popc(asks[0]) + __popc(asks[1]) + __popc(asks[2]) + __popc(asks[3]);
     const int through = warp_inclusive_scan(held, lanes);
@@ -101,7 +112,7 @@ __device__ RowCounts number_row(const Team<kWarps>& block, const Problem& proble
   for (int start = 0; start < problem.words; start += block.kSize) {
     const int word = start + block.rank();
     uint32_t asks[1], top[1];
-    load_words(problem.marks.asks + row, word, problem.words, asks);
+    load_asks(problem, expert, word, asks);
     if (settles) settle_asks(problem, expert, word, asks);
     const int before = block.exclusive_scan(__popc(asks[0]), &total);
     if (word < problem.words) problem.slots[row + word] = {asks[0], static_cast<uint32_t>(before)};

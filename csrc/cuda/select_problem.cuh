@@ -61,6 +61,10 @@ struct SelectProblem {
   __device__ size_t pair(int token, int column) const { return size_t(token) * columns + column; }
   __device__ bool real(int token) const { return token_mask == nullptr || token_mask[token]; }
 
+  // Whether asks and keys are on cards; whether nobody looks at the asks once they are numbered.
+  __device__ bool on_cards() const { return false; }
+  __device__ bool decides_once() const { return false; }
+
   // The expert of a column, or -1 where it is unused: out of range, or listed before.
   __device__ int expert_of(int token, int column) const {
     const Id* row = ids + pair(token, 0);
@@ -83,13 +87,15 @@ struct SimpleProblem : SelectProblem<Id> {
   __device__ bool limits_tokens() const { return false; }
   __device__ bool ranks_by_policy_only() const { return true; }
   __device__ int sharing() const { return 1; }
-
-  static bool fits(const SelectProblem<Id>& problem) {
-    const Select& config = problem.config;
-    return problem.token_mask == nullptr && problem.token_priority == nullptr && !problem.rerouting &&
-           config.max_per_token >= config.columns && config.unit == 1 && !config.topk_first;
-  }
+  __device__ bool on_cards() const { return this->marks.cards != nullptr; }
+  __device__ bool decides_once() const { return true; }
 };
+
+// Whether it is a SimpleProblem.
+inline bool is_simple(const Select& config, bool masked, bool prioritised) {
+  return !masked && !prioritised && config.reroute_rounds == 1 && config.max_per_token >= config.columns &&
+         config.unit == 1 && !config.topk_first;
+}
 
 template <class Id>
 __host__ __device__ SelectProblem<Id> select_problem(const Id* ids, const float* weights, const float* scores,

@@ -7,7 +7,8 @@
 namespace capmoe::cuda {
 
 // Items are words of the budget's rows, row after row, as slots has them from `base` on: who asks, and how many before.
-// keys.load(item, bit) fetches a key, or, where keys.made(), keys.make(item, bit) works it out.
+// keys.load(place) fetches a key, or, where keys.made(), keys.make(item, bit) works it out. A key's place is
+// 32 * item + bit or, where keys.on_cards(), on the item's card.
 template <class Team, class Problem, class Keys>
 class AskedKeys {
  public:
@@ -52,8 +53,11 @@ class AskedKeys {
  private:
   static constexpr int kAtOnce = 4;  // loads in flight
 
-  // A warp is not asked for more than it can list. A list first has places of pairs, of 32 bits.
-  __device__ bool listed() const { return Team::kWarp || (asked_ <= team_.listed && items_ <= 1 << 27); }
+  // A warp is not asked for more than it can list. A list first has places, of 32 bits.
+  __device__ bool listed() const { return Team::kWarp || (asked_ <= team_.listed && items_ <= 1 << 26); }
+
+  // The item's first key on its card.
+  static __device__ size_t on_card(int item) { return size_t(item) * kCardWords + 1; }
 
   template <class Use>
   __device__ __forceinline__ void fetch(int item, uint32_t asks, Use use) const {
@@ -62,13 +66,14 @@ class AskedKeys {
       for (uint32_t bits = asks; bits != 0; bits &= bits - 1) use(keys_.make(item, __ffs(bits) - 1), bits & -bits);
       return;
     }
+    size_t place = on_card(item);
 #pragma unroll 1
     for (uint32_t bits = asks; bits != 0;) {
       uint32_t loaded[kAtOnce], own[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         own[i] = bits & -bits;
-        if (bits != 0) loaded[i] = keys_.load(item, __ffs(bits) - 1);
+        if (bits != 0) loaded[i] = keys_.load(keys_.on_cards() ? place++ : size_t(item) * 32 + __ffs(bits) - 1);
         bits ^= own[i];
       }
 #pragma unroll
@@ -83,8 +88,14 @@ class AskedKeys {
     for (int item = team_.rank(); item < items_; item += Team::kSize) {
       const SlotWord asks = slots_[item];
       uint32_t* to = team_.list + asks.before;
+      if (keys_.on_cards()) {
+        uint32_t place = static_cast<uint32_t>(on_card(item));
 #pragma unroll 1
-      for (uint32_t bits = asks.kept; bits != 0; bits &= bits - 1) *to++ = item * 32 + __ffs(bits) - 1;
+        for (const uint32_t* end = to + __popc(asks.kept); to != end;) *to++ = place++;
+      } else {
+#pragma unroll 1
+        for (uint32_t bits = asks.kept; bits != 0; bits &= bits - 1) *to++ = item * 32 + __ffs(bits) - 1;
+      }
     }
     team_.sync();
     if (keys_.made()) {
@@ -103,7 +114,7 @@ class AskedKeys {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int place = start + i * Team::kSize;
-      if (place < asked_) loaded[i] = keys_.load(team_.list[place] / 32, team_.list[place] % 32);
+      if (place < asked_) loaded[i] = keys_.load(team_.list[place]);
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
