@@ -19,8 +19,8 @@ namespace capmoe::cuda {
 
 constexpr int kSelectCounters = 4;
 
-// A card: an expert's asks among 32 tokens, as in Marks::asks, then the keys of those who ask, the lowest token's first.
-// In whole sectors of memory, of which seven keys need one.
+// A card: an expert's asks among 32 tokens, as in Marks::asks, then the keys of those who ask, the lowest token's
+// first. In whole sectors of memory, of which seven keys need one.
 constexpr int kCardWords = 40;
 
 // Who asks for whom, by expert: what capacity is decided on. Scratch between two kernels of one call.
@@ -52,8 +52,8 @@ inline bool reads_scores(const Select& config) { return config.max_per_token < c
 // Bytes of scratch that select needs beside the marks.
 size_t select_scratch(const Select& config);
 
-// Capacity and prefix-sum slots. ids, weights, scores [T, K], the last where reads_scores() or null; token_mask [T] or null; token_priority [T] or null.
-// Changes the marks. C is computed on the device where there is a mask.
+// Capacity and prefix-sum slots. ids, weights, scores [T, K], the last where reads_scores() or null; token_mask [T] or
+// null; token_priority [T] or null. Changes the marks. C is computed on the device where there is a mask.
 template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
             const int64_t* token_priority, const Select& config, const Marks& marks, void* scratch,
