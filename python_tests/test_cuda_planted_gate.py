@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import planted_cards as cards
 import planted_routing as on
 from cuda_on_cpu.errors import (
     BadLaunch,
@@ -30,16 +31,16 @@ BUGS = [
         ("one-expert-more", "e < experts; e += blockDim.x", "e <= experts; e += blockDim.x",
          on.extra_candidates, OutOfBounds),
         ("tile-not-clear", "make_uint4(0, 0, 0, 0);\n    }\n    __syncthreads();",
-         "make_uint4(0, 0, 0, 0);\n    }", on.few_cards, SharedRace),
+         "make_uint4(0, 0, 0, 0);\n    }", cards.few_cards, SharedRace),
         ("keys-not-there", "= pair.x;\n    }\n    __syncthreads();", "= pair.x;\n    }",
-         on.few_cards, SharedRace),
+         cards.few_cards, SharedRace),
         ("key-of-next", "((1u << bit) - 1))] = pair.x", "((2u << bit) - 1))] = pair.x",
-         on.few_cards, WRONG),
-        ("unused-key", "if (expert < experts) tile", "tile", on.cards_of_unused, WRONG),
+         cards.few_cards, WRONG),
+        ("unused-key", "if (expert < experts) tile", "tile", cards.cards_of_unused, WRONG),
         ("sixteen-bytes-only", "place <= last; place += 16", "place <= min(last, 15); place += 16",
-         on.few_cards, WRONG),
+         cards.few_cards, WRONG),
         ("card-of-first-block", "expert * words + blockIdx.x;\n  auto*",
-         "expert * words;\n  auto*", on.few_cards, (WRONG, GlobalRace)),
+         "expert * words;\n  auto*", cards.few_cards, (WRONG, GlobalRace)),
         ("top-never-cleared", "nullptr ? experts : 2 * experts", "nullptr ? 2 * experts : experts",
          on.extra_candidates, WRONG),
     ),
@@ -51,15 +52,15 @@ BUGS = [
     ),
     *bugs_of(
         "gate_two.cuh",
-        ("two-bits", "bit < 3; ++bit", "bit < 2; ++bit", on.cards_of_two_columns, WRONG),
+        ("two-bits", "bit < 3; ++bit", "bit < 2; ++bit", cards.cards_of_two_columns, WRONG),
         ("forbidden-asks", "second_used = expert[1] < experts", "second_used = true",
-         on.cards_of_two_columns, (WRONG, OutOfBounds)),
+         cards.cards_of_two_columns, (WRONG, OutOfBounds)),
         ("part-not-clear", "    __syncwarp();\n  }\n\n  // `asks`", "  }\n\n  // `asks`",
-         on.cards_of_two_columns, SharedRace),
+         cards.cards_of_two_columns, SharedRace),
         ("second-key-not-there", "score[1]);\n      __syncwarp();", "score[1]);",
-         on.cards_of_two_columns, SharedRace),
+         cards.cards_of_two_columns, SharedRace),
         ("card-of-own-lane", "(kAllLanes, asks, lane / 4)", "(kAllLanes, asks, lane)",
-         on.cards_of_two_columns, (WRONG, SharedRace)),
+         cards.cards_of_two_columns, (WRONG, SharedRace)),
     ),
     *bugs_of(
         "gate_wide.cuh",

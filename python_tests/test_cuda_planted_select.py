@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import planted_cards as cards
 import planted_routing as on
 from cuda_on_cpu.errors import (
     BadLaunch,
@@ -61,8 +62,8 @@ BUGS = [
         ("keys-not-there", "load_listed(start);\n    }\n    team_.sync();",
          "load_listed(start);\n    }", on.few_asks, SharedRace),
         ("place-of-asks", "size_t(item) * kCardWords + 1", "size_t(item) * kCardWords",
-         on.asks_on_cards, (WRONG, GlobalRace)),
-        ("one-key-for-all", "? place++ :", "? place :", on.asks_on_cards, WRONG),
+         cards.asks_on_cards, (WRONG, GlobalRace)),
+        ("one-key-for-all", "? place++ :", "? place :", cards.asks_on_cards, WRONG),
         ("list-of-a-block-overrun", "asked_ <= team_.listed && ", "", on.longer_than_lists,
          OutOfBounds),
     ),
@@ -116,7 +117,7 @@ BUGS = [
     ),
     *bugs_of(
         "select_number.cuh",
-        ("cards-side-by-side", "card[i * kCardWords]", "card[i]", on.asks_on_cards,
+        ("cards-side-by-side", "card[i * kCardWords]", "card[i]", cards.asks_on_cards,
          (WRONG, GlobalRace, OutOfBounds)),
         ("always-four-words", "kWords == 4 && words % 4 == 0", "kWords == 4", on.aligned_rows,
          Misaligned),
