@@ -1,4 +1,6 @@
 // Capacity and prefix-sum slots. The semantics are those of reference/select.py.
+#include "select.h"
+
 #include <algorithm>
 #include <stdexcept>
 #include <vector>
@@ -163,22 +165,14 @@ void write_weights(const float* weights, const Flags& kept, const Select& config
   });
 }
 
-// Counts, their prefix sum, and a row for every kept pair: an expert's rows are in token order.
+// A row for every kept pair: an expert's rows are in token order.
 void assign_rows(const Flags& kept, const Select& config, const Selection& out) {
-  const int64_t columns = config.columns, align = config.row_alignment;
+  const int64_t columns = config.columns;
   std::fill_n(out.tokens_per_expert, config.num_experts, 0);
   for (size_t pair = 0; pair < kept.size(); ++pair) {
     if (kept[pair]) ++out.tokens_per_expert[out.expert_ids[pair]];
   }
-  out.expert_offsets[0] = 0;
-  for (int64_t e = 0; e < config.num_experts; ++e) {
-    const int64_t count = out.tokens_per_expert[e];
-    const int64_t rows = config.padded_rows >= 0 ? config.padded_rows : (count + align - 1) / align * align;
-    const int64_t end = out.expert_offsets[e] + rows;
-    if (count > rows || end > config.rows) throw std::runtime_error("num_rows is too small for what experts keep");
-    out.expert_offsets[e + 1] = static_cast<int32_t>(end);
-  }
-  std::fill_n(out.row_tokens, config.rows, -1);
+  place_experts(config, out);
   std::vector<int32_t> next(out.expert_offsets, out.expert_offsets + config.num_experts);
   for (int64_t t = 0; t < config.tokens; ++t) {
     for (int64_t pair = t * columns; pair < (t + 1) * columns; ++pair) {
@@ -200,10 +194,28 @@ void count_demand(const Select& config, const int32_t* expert_ids, int32_t* dema
 
 }  // namespace
 
+void place_experts(const Select& config, const Selection& out) {
+  const int64_t align = config.row_alignment;
+  out.expert_offsets[0] = 0;
+  for (int64_t e = 0; e < config.num_experts; ++e) {
+    const int64_t start = out.expert_offsets[e], count = out.tokens_per_expert[e];
+    const int64_t rows = config.padded_rows >= 0 ? config.padded_rows : (count + align - 1) / align * align;
+    if (count > rows || start + rows > config.rows) {
+      throw std::runtime_error("num_rows is too small for what experts keep");
+    }
+    out.expert_offsets[e + 1] = static_cast<int32_t>(start + rows);
+    std::fill(out.row_tokens + start + count, out.row_tokens + start + rows, -1);
+  }
+  std::fill(out.row_tokens + out.expert_offsets[config.num_experts], out.row_tokens + config.rows, -1);
+}
+
 template <class Id>
 void select(const Id* ids, const float* weights, const float* scores, const bool* token_mask,
             const int64_t* token_priority, const Select& config, int64_t capacity, const Selection& out,
             const ParallelFor& parallel_for) {
+  if (once_is_enough(config, token_priority != nullptr)) {
+    return select_once(ids, weights, scores, token_mask, config, capacity, out, parallel_for);
+  }
   clean_ids(ids, token_mask, config, out.expert_ids, parallel_for);
   count_demand(config, out.expert_ids, out.demand_per_expert);
   const Round round{config, capacity, out.expert_ids, scores, token_priority};
