@@ -94,8 +94,8 @@ def require_number(name: str, tensor: Tensor, token_mask: Tensor | None = None) 
     Looks only at CPU tensors in eager mode; elsewhere that would wait for the device, and the ops
     themselves define what such a value does (NaN: as -inf; +inf: as the largest float).
     """
-    if not readable(tensor):
-        return
+    if not readable(tensor) or tensor.numel() == 0 or tensor.max().item() < math.inf:
+        return  # the maximum of what holds a NaN is NaN, which is not below
     bad = ~(tensor < math.inf)
     if token_mask is not None:
         bad = bad & token_mask.view(-1, *[1] * (bad.dim() - 1))

@@ -30,8 +30,7 @@ def check_route(
     token_priority: Tensor | None,
     selection_bias: Tensor | None,
 ) -> None:
-    if not isinstance(gating, Gating):
-        raise TypeError(f"gating must be capmoe_kernels.Gating, got {type(gating).__name__}")
+    require_gating(gating)
     require_capacity(capacity)
     require_tensor("router_logits", router_logits, [None, None], FLOATS, meaning="T, E")
     num_experts = router_logits.shape[1]
@@ -46,6 +45,11 @@ def check_route(
         require_number("selection_bias", selection_bias)
     require_inference(router_logits=router_logits, selection_bias=selection_bias)
     require_number("router_logits", router_logits, token_mask)
+
+
+def require_gating(gating: Gating) -> None:
+    if not isinstance(gating, Gating):
+        raise TypeError(f"gating must be capmoe_kernels.Gating, got {type(gating).__name__}")
 
 
 def require_capacity(capacity: Capacity) -> None:

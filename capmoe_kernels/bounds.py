@@ -109,6 +109,8 @@ def rows_bound(
 
 def _smaller(a: int, b: int) -> int:
     """``min`` that neither specialises nor breaks a graph where an operand is symbolic."""
+    if type(a) is int and type(b) is int:
+        return min(a, b)
     bound: int = torch.sym_min(a, b)  # type: ignore[no-untyped-call]
     return bound
 

@@ -48,14 +48,19 @@ def _refuse_grad(name: str) -> Callable[..., Any]:
     return kernel
 
 
+_OVERLOADS: dict[str, Any] = {}
+
+
 def run(name: str, *args: Any) -> Any:
     """Call ``capmoe::<name>`` on arguments that the public functions have checked.
 
     In eager mode this goes below autograd, whose kernel above would cost more than a small op.
     """
-    op = getattr(torch.ops.capmoe, name).default
     if torch.compiler.is_compiling():
-        return op(*args)
+        return getattr(torch.ops.capmoe, name).default(*args)
+    op = _OVERLOADS.get(name)
+    if op is None:
+        op = _OVERLOADS[name] = getattr(torch.ops.capmoe, name).default
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 

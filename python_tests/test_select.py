@@ -9,7 +9,7 @@ import torch
 
 import capmoe_kernels as cm
 from cases import every_case, normal, router_logits, topk_of
-from checks import assert_routing, check_route, expected_select, kept_pairs
+from checks import assert_routing, check_route, expected_select, kept_pairs, same_bits
 
 POLICIES = ["score", "keep_first", "keep_last", "random"]
 
@@ -29,6 +29,43 @@ def test_every_score_equal(backend, policy, tokens):
     routing = check_route(backend, torch.zeros(tokens, 6), cm.Gating(top_k=2), capacity)
     if policy == "score":
         assert kept_pairs(routing) == {(t, e) for t in range(min(7, tokens)) for e in (0, 1)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("scores", ["ties", "distinct", "not numbers"])
+def test_a_priority_that_all_share_changes_nothing(backend, policy, scores):
+    """Without one the CPU's select looks for thresholds, with one it ranks."""
+    if "emulated" in backend.name:
+        pytest.skip("minutes in an emulator, of kernels that know one way")
+    logits = router_logits(70, 5, "levels" if scores == "ties" else "gaussian", seed=1)
+    ids, ranked = topk_of(logits, 3)
+    ids[::9, 1] = -1
+    ids[::5, 2] = ids[::5, 0]
+    if scores == "not numbers":
+        ranked[::3] = -math.inf
+        ranked[1::7, 0] = math.nan
+        ranked[2::7, 1] = -0.0
+    ones, alike = torch.ones_like(ranked), torch.full((70,), 3)
+    for limit, mask in [(0, None), (1, None), (22, None), (30, torch.arange(70) % 11 != 4)]:
+        problem = (ids, ones, ranked, 5, cm.Capacity(limit=limit, policy=policy, seed=limit))
+        plain = backend.select(*problem, token_mask=mask)
+        listed = backend.select(*problem, token_mask=mask, token_priority=alike)
+        for name, a, b in zip(plain._fields, plain, listed, strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_number_of_threads_routes_alike(backend, policy):
+    logits = router_logits(500, 20, "skewed")
+    capacity = cm.Capacity(factor=0.7, policy=policy)
+    before, routings = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        routings.append(cm.route(logits, cm.Gating(3, renormalize="topk"), capacity))
+    torch.set_num_threads(before)
+    for other in routings[1:]:
+        for a, b in zip(routings[0], other, strict=True):
+            assert same_bits(a, b)
 
 
 def test_hand_example(backend):

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 
 #include "../cpu/grouped_mlp.h"
@@ -162,7 +163,57 @@ Tensor combine(const Tensor& y, const Tensor& rows, const Tensor& weights) {
   return out;
 }
 
-// The ops one after the other: on the CPU nothing is gained by knowing all of them at once.
+// A layer's routing, in memory that the thread keeps for its next call.
+class Routed {
+ public:
+  Routed(const Gate& gate, const Select& select) : gate_(gate), select_(select) {
+    layout();
+    memory_.emplace(bytes_);
+    layout();
+  }
+
+  template <class T>
+  void run(const T* logits, const float* bias, const bool* mask, const int64_t* priority, int64_t real_tokens) const {
+    cpu::gate(logits, bias, gate_, ids_, weights_, scores_, threads(64));
+    cpu::select(ids_, weights_, scores_, mask, priority, select_, capacity_of(select_, real_tokens), selection_,
+                threads(1));
+  }
+
+  const Selection& selection() const { return selection_; }
+
+ private:
+  // Measures the memory, or, where it's there, cuts it.
+  void layout() {
+    const int64_t pairs = gate_.tokens * gate_.columns;
+    bytes_ = 0;
+    take(ids_, pairs);
+    take(weights_, pairs);
+    take(scores_, pairs);
+    take(selection_.expert_ids, pairs);
+    take(selection_.weights, pairs);
+    take(selection_.rows, pairs);
+    take(selection_.row_tokens, select_.rows);
+    take(selection_.expert_offsets, select_.num_experts + 1);
+    take(selection_.tokens_per_expert, select_.num_experts);
+    take(selection_.demand_per_expert, select_.num_experts);
+  }
+
+  template <class P>
+  void take(P*& piece, int64_t count) {
+    if (memory_) piece = reinterpret_cast<P*>(memory_->as<char>() + bytes_);
+    bytes_ += cpu::round_up(count * static_cast<int64_t>(sizeof(P)), 64);
+  }
+
+  const Gate& gate_;
+  const Select& select_;
+  std::optional<cpu::Buffer> memory_;
+  int64_t bytes_ = 0;
+  int32_t* ids_ = nullptr;
+  float *weights_ = nullptr, *scores_ = nullptr;
+  Selection selection_{};
+};
+
+// The ops one after the other, without tensors between them.
 Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const MaybeTensor& selection_bias, int64_t top_k,
            Strings scoring, Strings renormalize, double scaling, int64_t num_groups, int64_t topk_groups,
            Strings group_score, Strings drop_score, Strings expand, int64_t extra, int64_t local_start,
@@ -172,20 +223,36 @@ Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const Maybe
            int64_t num_rows, const Tensor& gate_up_proj, const Tensor& down_proj, const MaybeTensor& gate_up_bias,
            const MaybeTensor& down_bias, Strings activation, Strings layout) {
   check_shape(hidden_states, "hidden_states", {-1, layout == "packed" ? -1 : down_proj.size(1)});
-  const GroupedMlp config =
+  const GroupedMlp mlp =
       experts_config(hidden_states.size(1), gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
   check_shape(router_logits, "router_logits", {-1, -1});
-  check_moe(hidden_states, config.hidden, router_logits, down_proj, token_mask, token_priority);
-  const auto [ids, weights, scores] =
-      gate(router_logits, selection_bias, top_k, scoring, renormalize, scaling, num_groups, topk_groups, group_score,
-           drop_score, expand, extra, local_start, local_stop);
-  const auto [expert_ids, kept_weights, rows, row_tokens, offsets, counts, demand] =
-      select(ids, weights, scores, token_mask, token_priority, router_logits.size(1), top_k, factor, limit, rounding,
-             policy, expand_priority, max_experts_per_token, reroute_rounds, experts_per_budget, seed,
-             kept_weight_sum_of(renormalize, scaling), "packed", 1, num_rows);
-  const Tensor y = grouped_mlp(hidden_states, gate_up_proj, down_proj, gate_up_bias, down_bias, offsets, counts,
-                               row_tokens, activation, layout);
-  return combine(y, rows, kept_weights);
+  check_moe(hidden_states, mlp.hidden, router_logits, down_proj, token_mask, token_priority);
+  const Gate gating = gate_config(router_logits, selection_bias, top_k, scoring, renormalize, scaling, num_groups,
+                                  topk_groups, group_score, drop_score, expand, extra, local_start, local_stop);
+  const Select config =
+      select_config(gating.tokens, gating.columns, gating.num_experts, top_k, factor, limit, rounding, policy,
+                    expand_priority, max_experts_per_token, reroute_rounds, experts_per_budget, seed,
+                    kept_weight_sum_of(renormalize, scaling), "packed", 1, num_rows);
+  const Tensor logits = dense(router_logits);
+  const MaybeTensor bias = dense(selection_bias), mask = dense(token_mask), priority = dense(token_priority);
+  const Routed routed(gating, config);
+  dispatch_float(logits, [&](auto type) {
+    routed.run(read<decltype(type)>(logits), read<float>(bias), read<bool>(mask), read<int64_t>(priority),
+               real_tokens(logits, mask));
+  });
+  const Selection& chosen = routed.selection();
+  const Tensor x = dense(hidden_states), up = dense(gate_up_proj), down = dense(down_proj);
+  const MaybeTensor up_bias = dense(gate_up_bias), out_bias = dense(down_bias);
+  Tensor out = new_tensor(x, {gating.tokens, mlp.hidden}, x.scalar_type());
+  dispatch_float(x, [&](auto type) {
+    using T = decltype(type);
+    const cpu::Buffer memory(config.rows * mlp.hidden * static_cast<int64_t>(sizeof(T)));
+    T* y = memory.as<T>();
+    cpu::grouped_mlp(read<T>(x), chosen.row_tokens, read<T>(up), read<T>(up_bias), read<T>(down), read<T>(out_bias),
+                     chosen.expert_offsets, chosen.tokens_per_expert, mlp, y, threads(1));
+    cpu::combine(y, chosen.rows, chosen.weights, gating.tokens, gating.columns, mlp.hidden, write<T>(out), threads(16));
+  });
+  return out;
 }
 
 }  // namespace
