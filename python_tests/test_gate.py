@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import capmoe_kernels as cm
-from cases import named, router_logits
+from cases import make_experts, named, normal, router_logits
 from checks import assert_close_to_truth, check_gate, expected_gate, same_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -190,3 +190,31 @@ def test_a_bias_of_minus_infinity_forbids_an_expert(backend):
     assert set(ids[:, :2].flatten().tolist()) == {0, 2}
     assert (ids[:, 2] == 4).all()
     assert (weights[:, 2] == 0).all()
+
+
+def test_settings_that_served_once_are_checked_again(backend):
+    """moe remembers which settings fit how many experts, and nothing else of a call."""
+    gating, x = cm.Gating(top_k=3), normal((5, 16))
+    experts, fewer = make_experts(6, 16, 8), make_experts(2, 16, 8)
+    logits = router_logits(5, 6)
+    expected = cm.moe(x, logits, experts, gating)
+    many = 300 if backend.name == "cpu" else 3  # more than are remembered
+    for top_k in range(many):
+        cm.moe(x, logits, experts, cm.Gating(top_k=1 + top_k % 6))
+    assert same_bits(cm.moe(x, logits, experts, gating), expected)
+    with pytest.raises(ValueError, match=r"Gating\.top_k must be at most 2"):
+        cm.moe(x, logits[:, :2], fewer, gating)
+    with pytest.raises(ValueError, match=r"hidden_states must have shape"):
+        cm.moe(x[:, :9], logits, experts, gating)
+    with pytest.raises(ValueError, match=r"router_logits must have shape"):
+        cm.moe(x, logits[:4], experts, gating)
+    with pytest.raises(TypeError, match=r"hidden_states must be float32"):
+        cm.moe(x.bfloat16(), logits, experts, gating)
+    with pytest.raises(TypeError, match=r"router_logits must be float32"):
+        cm.moe(x, logits.double(), experts, gating)
+    with pytest.raises(RuntimeError, match=r"router_logits requires grad"):
+        cm.moe(x, logits.clone().requires_grad_(), experts, gating)
+    for bad in (math.nan, math.inf):
+        logits[3, 1] = bad
+        with pytest.raises(ValueError, match=r"below inf, got \w+ at \[3, 1\]"):
+            cm.moe(x, logits, experts, gating)

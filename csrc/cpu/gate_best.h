@@ -8,34 +8,18 @@
 namespace capmoe::cpu {
 namespace {
 
-constexpr int kPerWord = 64 / kLanes;  // vectors whose lanes are the bits of a word
-
-// The first lane of a row that holds `best`; bits: that lane's alone is set.
+// The first lane of a row of kCount vectors that holds `best`; bits: that lane's alone is set.
 template <int kCount>
 struct First {
-  static constexpr int kWords = (kCount + kPerWord - 1) / kPerWord;
-  uint64_t bits[kWords];
+  static_assert(kCount * kLanes <= 64);
+  uint64_t bits = 0;
   int32_t index;
 
-  inline __attribute__((always_inline)) First(const IntVec* keys, IntVec best) : index(0) {
-    uint64_t open = ~uint64_t{0};  // until a word has one
-#pragma GCC unroll 8
-    for (int word = 0; word < kWords; ++word) {
-      uint64_t all = 0;
+  inline __attribute__((always_inline)) First(const IntVec* keys, IntVec best) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kPerWord; ++i) {
-        const int v = word * kPerWord + i;
-        if (v < kCount) all |= bits_of(equal(keys[v], best)) << (i * kLanes);
-      }
-      const uint64_t first = all & (~all + 1) & open;
-      bits[word] = first;
-      if (kWords == 1) {
-        index = __builtin_ctzll(all);
-      } else {
-        index = first != 0 ? word * 64 + __builtin_ctzll(first | uint64_t{1} << 63) : index;
-        open = all != 0 ? 0 : open;
-      }
-    }
+    for (int i = 0; i < kCount; ++i) bits |= bits_of(equal(keys[i], best)) << (i * kLanes);
+    index = __builtin_ctzll(bits);
+    bits &= ~bits + 1;
   }
 };
 
@@ -62,7 +46,7 @@ inline void take_best(const int32_t* const* rows, int64_t wanted, int32_t* const
       count[t] += best[0] > kTaken;
 #pragma GCC unroll 16
       for (int i = 0; i < kCount; ++i) {
-        const Lanes lane = lane_of(first.bits[i / kPerWord], i % kPerWord, first.index - i * kLanes);
+        const Lanes lane = lane_of(first.bits, i, first.index - i * kLanes);
         keys[t][i] = replace(keys[t][i], lane, IntVec{} + kTaken);
       }
     }
