@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, readable, require_inference, require_number, require_tensor
+from ._layer_checks import check_moe, expert_tensors, is_plain
 from ._plans import make_plan, plan_of
-from ._routing_checks import check_route
 from .arrays import accepts_arrays
 from .capacity import Capacity
 from .experts import Experts
@@ -61,7 +61,7 @@ def grouped_mlp(x: Tensor, experts: Experts, routing: Routing) -> Tensor:
     rows, hidden = routing.row_tokens.shape[0], experts.hidden_size
     dtype, device = experts.down_proj.dtype, experts.down_proj.device
     require_tensor("x", x, [rows, hidden], [dtype], device, "N, H")
-    require_inference(x=x, **_tensors(experts))
+    require_inference(x=x, **expert_tensors(experts))
     return _grouped_mlp(x, experts, routing, None)
 
 
@@ -120,12 +120,12 @@ def moe(
     capacity = _DROPLESS if capacity is None else capacity
     masks = (token_mask, token_priority, selection_bias)
     unmasked = token_mask is None and token_priority is None and selection_bias is None
-    if unmasked and _is_plain(hidden_states, router_logits, experts):
+    if unmasked and is_plain(hidden_states, router_logits, experts):
         num_experts = router_logits.shape[1]
         plan = plan_of(gating, capacity, num_experts)
         require_number("router_logits", router_logits)
     else:
-        _check_moe(hidden_states, router_logits, experts, gating, capacity, *masks)
+        check_moe(hidden_states, router_logits, experts, gating, capacity, *masks)
         num_experts = experts.num_experts
         plan = make_plan(gating, capacity, num_experts)
     out: Tensor = run(
@@ -148,59 +148,6 @@ def moe(
     return out
 
 
-def _is_plain(hidden_states: Tensor, router_logits: Tensor, experts: Experts) -> bool:
-    """Whether :func:`_check_moe` would surely pass these: what most calls are, found out fast."""
-    if torch.compiler.is_compiling():
-        return False
-    types = (type(hidden_states), type(router_logits), type(experts))
-    if types != (Tensor, Tensor, Experts):
-        return False
-    down, x, logits = experts.down_proj, hidden_states.shape, router_logits.shape
-    num_experts, hidden, _ = down.shape
-    return (
-        len(x) == 2
-        and x[1] == hidden
-        and logits == (x[0], num_experts)
-        and hidden_states.dtype == down.dtype
-        and router_logits.dtype in FLOATS
-        and hidden_states.device == router_logits.device == down.device
-        and not (torch.is_grad_enabled() and _needs_grad(hidden_states, router_logits, experts))
-    )
-
-
-def _needs_grad(hidden_states: Tensor, router_logits: Tensor, experts: Experts) -> bool:
-    biases = (experts.gate_up_bias, experts.down_bias)
-    return (
-        hidden_states.requires_grad
-        or router_logits.requires_grad
-        or experts.gate_up_proj.requires_grad
-        or experts.down_proj.requires_grad
-        or any(bias is not None and bias.requires_grad for bias in biases)
-    )
-
-
-def _check_moe(
-    hidden_states: Tensor,
-    router_logits: Tensor,
-    experts: Experts,
-    gating: Gating,
-    capacity: Capacity,
-    token_mask: Tensor | None,
-    token_priority: Tensor | None,
-    selection_bias: Tensor | None,
-) -> None:
-    if not isinstance(experts, Experts):
-        raise TypeError(f"experts must be capmoe_kernels.Experts, got {type(experts).__name__}")
-    num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
-    dtype, device = experts.down_proj.dtype, experts.down_proj.device
-    hidden = [num_tokens, experts.hidden_size]
-    require_tensor("hidden_states", hidden_states, hidden, [dtype], device, "T, H")
-    logits = [num_tokens, experts.num_experts]
-    require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
-    require_inference(hidden_states=hidden_states, **_tensors(experts))
-    check_route(router_logits, gating, capacity, token_mask, token_priority, selection_bias)
-
-
 def _grouped_mlp(
     x: Tensor, experts: Experts, routing: Routing, row_tokens: Tensor | None
 ) -> Tensor:
@@ -218,15 +165,6 @@ def _grouped_mlp(
         experts.layout,
     )
     return out
-
-
-def _tensors(experts: Experts) -> dict[str, Tensor | None]:
-    return {
-        "Experts.gate_up_proj": experts.gate_up_proj,
-        "Experts.down_proj": experts.down_proj,
-        "Experts.gate_up_bias": experts.gate_up_bias,
-        "Experts.down_bias": experts.down_bias,
-    }
 
 
 def _check_routing(routing: Routing) -> None:
