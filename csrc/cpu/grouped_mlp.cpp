@@ -3,84 +3,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
+#include "isa.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 namespace capmoe::cpu {
-namespace {
-
-enum class Isa { scalar, avx2, avx512, avx512_bf16, amx };  // each includes those before it
-constexpr const char* kIsaNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
-
-#if defined(__x86_64__)
-
-// Tiles are state that Linux saves only for a process that asked.
-bool amx_permitted() {
-#if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = d >> 24 & 1, bf16 = d >> 22 & 1;
-  return tiles && bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-
-Isa best_isa() {
-  __builtin_cpu_init();
-  const auto all = [](auto... has) { return (has && ...); };
-  if (!all(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"))) {
-    return Isa::scalar;
-  }
-  if (!all(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"), __builtin_cpu_supports("avx512dq"),
-           __builtin_cpu_supports("avx512vl"))) {
-    return Isa::avx2;
-  }
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
-  return amx_permitted() ? Isa::amx : Isa::avx512_bf16;
-}
-
-#else
-
-Isa best_isa() { return Isa::scalar; }
-
-#endif
-
-// CAPMOE_CPU_ISA, for tests, chooses a lesser one.
-Isa choose_isa() {
-  const Isa best = best_isa();
-  const char* wanted = std::getenv("CAPMOE_CPU_ISA");
-  if (wanted == nullptr || *wanted == '\0') return best;
-  const auto* end = std::end(kIsaNames);
-  const auto* found = std::find(std::begin(kIsaNames), end, std::string(wanted));
-  if (found == end) {
-    throw std::runtime_error("CAPMOE_CPU_ISA is '" + std::string(wanted) +
-                             "', not scalar, avx2, avx512, avx512_bf16 or amx");
-  }
-  const auto isa = static_cast<Isa>(found - std::begin(kIsaNames));
-  if (isa > best) {
-    throw std::runtime_error("CAPMOE_CPU_ISA is '" + std::string(wanted) + "', but this processor's best is '" +
-                             kIsaNames[static_cast<int>(best)] + "'");
-  }
-  return isa;
-}
-
-}  // namespace
 
 std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* tokens_per_expert, int64_t begin,
                                  int64_t end, int64_t max_rows, int64_t tile_rows) {
@@ -101,6 +33,7 @@ std::vector<RowBlock> row_blocks(const int32_t* expert_offsets, const int32_t* t
 }
 
 constexpr int64_t kHugePage = 2 << 20;
+constexpr int64_t kLarge = 16 << 20;
 
 void wish_for_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
@@ -176,11 +109,23 @@ template <class T>
 void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, const T* gate_up_bias,
                  const T* down_proj, const T* down_bias, const int32_t* expert_offsets,
                  const int32_t* tokens_per_expert, const GroupedMlp& config, T* y, const ParallelFor& parallel_for) {
-  static const Isa isa = choose_isa();
-  wish_for_huge_pages(y, expert_offsets[config.num_experts] * config.hidden * static_cast<int64_t>(sizeof(T)));
-  const GroupedMlpArgs<T> args{x,         row_tokens, gate_up_proj,   gate_up_bias,
-                               down_proj, down_bias,  expert_offsets, tokens_per_expert,
-                               config,    y,          &parallel_for};
+  const Isa isa = chosen_isa();
+  const int64_t row_bytes = config.hidden * static_cast<int64_t>(sizeof(T));
+  const int64_t y_bytes = expert_offsets[config.num_experts] * row_bytes;
+  wish_for_huge_pages(y, y_bytes);
+  const bool whole_lines = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+  const GroupedMlpArgs<T> args{x,
+                               row_tokens,
+                               gate_up_proj,
+                               gate_up_bias,
+                               down_proj,
+                               down_bias,
+                               expert_offsets,
+                               tokens_per_expert,
+                               config,
+                               y,
+                               whole_lines && y_bytes > kLarge,
+                               &parallel_for};
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (isa == Isa::amx) return grouped_mlp_amx(args);

@@ -20,6 +20,7 @@ struct GroupedMlpArgs {
   const int32_t* tokens_per_expert;
   GroupedMlp config;
   T* y;
+  bool y_is_large;  // beyond any cache, and its rows are whole cache lines
   const ParallelFor* parallel_for;
 };
 

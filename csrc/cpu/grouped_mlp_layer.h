@@ -128,6 +128,7 @@ class Layer {
         if (first < last) task(scratch, block, first * kBlocks, std::min(last * kBlocks, weight_blocks));
         before += groups * tiles;
       }
+      finish_streams();
     });
   }
 
@@ -293,13 +294,24 @@ class Layer {
 
   void store_y(const float* sums, const RowBlock& block, int64_t first, int64_t blocks, int64_t tile, int64_t begin_row,
                int64_t end_row) const {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t column = (first + b) * kBlock, count = std::min(kBlock, size_.hidden - column);
-      alignas(64) float bias[kBlock] = {};
+    constexpr int64_t kTogether = kLineBlocks<T>;
+    for (int64_t b = 0; b < blocks; b += kTogether) {
+      const int64_t column = (first + b) * kBlock, count = std::min(kTogether * kBlock, size_.hidden - column);
+      alignas(64) float bias[kTogether * kBlock] = {};
       if (args_.down_bias) to_floats(args_.down_bias + block.expert * size_.hidden + column, bias, count);
       T* y = args_.y + (block.row + tile * kRows) * size_.hidden + column;
-      for (int64_t r = begin_row; r < end_row; ++r)
-        store_row(sums + r * kColumns + b * kBlock, bias, y + r * size_.hidden, count);
+      const bool past_the_caches = args_.y_is_large && count == kTogether * kBlock && blocks - b >= kTogether;
+      for (int64_t r = begin_row; r < end_row; ++r) {
+        const float* from = sums + r * kColumns + b * kBlock;
+        T* to = y + r * size_.hidden;
+        if (past_the_caches) {
+          stream_line(from, bias, to);
+        } else {
+          for (int64_t i = 0; i < std::min(count, (blocks - b) * kBlock); i += kBlock) {
+            store_row(from + i, bias + i, to + i, std::min(kBlock, count - i));
+          }
+        }
+      }
     }
   }
 

@@ -117,6 +117,26 @@ inline void store_row(const float* tile, const float* bias, T* to, int64_t count
   store_floats(to, load(tile) + load(bias), count);
 }
 
+// Blocks of sixteen that fill a cache line.
+template <class T>
+constexpr int64_t kLineBlocks = 4 / sizeof(T);
+
+// A line of tile + bias that nobody will read soon: past the caches. `to` is aligned to a line.
+inline void stream_line(const float* tile, const float* bias, float* to) {
+  _mm512_stream_ps(to, (__m512)(load(tile) + load(bias)));
+}
+
+template <class T>
+inline void stream_line(const float* tile, const float* bias, T* to) {
+  alignas(64) T line[32];
+  store_row(tile, bias, line, 16);
+  store_row(tile + 16, bias + 16, line + 16, 16);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_load_si512(line));
+}
+
+// Other threads see what was streamed before.
+inline void finish_streams() { _mm_sfence(); }
+
 #else
 
 #if CAPMOE_LANES == 8
@@ -158,6 +178,16 @@ template <class T>
 inline void store_row(const float* tile, const float* bias, T* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(tile[i] + bias[i]);
 }
+
+template <class T>
+constexpr int64_t kLineBlocks = 1;
+
+template <class T>
+inline void stream_line(const float* tile, const float* bias, T* to) {
+  store_row(tile, bias, to, 16);
+}
+
+inline void finish_streams() {}
 
 // kLanes of them.
 inline Vec load_floats(const float* from) { return load(from); }
