@@ -1,9 +1,11 @@
 """Is the CPU layer faster than a loop of ``F.linear``? ``python -m bench.cpu_layer``.
 
-One thread and process CPU time, because cores may be shared; samples of the two alternate, and the
-median counts. Both sides get the same routing for free. Times end at the summed [T, H]. The answer
-is checked first, against float64. malloc is told to keep what is freed, as a serving process would:
-otherwise (``--malloc default``) cells with many tokens measure how fast the system clears pages.
+Ours twice: on packed weights and on the weights as they come. One thread and process CPU time,
+because cores may be shared; samples of the three alternate, and the median counts. All get the same
+routing for free. Times end at the summed [T, H]. The answer is checked first, against float64.
+With few tokens the weights must come from memory, as in a model of many layers: 1 GiB is read
+before each sample. malloc is told to keep what is freed, as a serving process would: otherwise
+(``--malloc default``) cells with many tokens measure how fast the system clears pages.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ SHAPES = {
 TOKENS = (1, 32, 512, 4096)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHECKED_TOKENS = 16
+COLD_TOKENS = 32  # up to so many, weights come from memory
 
 
 class Case(NamedTuple):
@@ -123,14 +126,17 @@ def truth(case: Case, tokens: int) -> Tensor:
     return out
 
 
-def check(case: Case, loop: Loop) -> None:
+def check(case: Case, packed: Case, loop: Loop) -> None:
     tokens = min(CHECKED_TOKENS, case.hidden_states.shape[0])
     expected = truth(case, tokens)
-    error = (ours(case)[:tokens] - expected).abs().max().item()
+    out = ours(case)
+    error = (out[:tokens] - expected).abs().max().item()
     loop_error = (loop()[:tokens] - expected).abs().max().item()
     slack = torch.finfo(case.hidden_states.dtype).eps * expected.abs().max().item()
     if not error <= 2 * loop_error + slack:
         raise SystemExit(f"wrong answer: error {error:.3g}, the loop's {loop_error:.3g}")
+    if not ours(packed).equal(out):
+        raise SystemExit("packed weights give another answer")
 
 
 def cpu_seconds(call: Callable[[], Tensor]) -> float:
@@ -139,16 +145,20 @@ def cpu_seconds(call: Callable[[], Tensor]) -> float:
     return time.process_time() - start
 
 
-def measure(case: Case, seconds: float) -> tuple[float, float, int]:
-    """Median seconds of ours and of the loop, and how many samples of each."""
+def measure(case: Case, packed: Case, seconds: float) -> tuple[list[float], int]:
+    """Median seconds of packed weights, of plain ones and of the loop, and how many of each."""
     loop = Loop(case)
-    check(case, loop)  # warms both up, too
-    samples: list[tuple[float, float]] = []
+    check(case, packed, loop)  # warms all up, too
+    calls = (lambda: ours(packed), lambda: ours(case), loop)
+    samples: list[list[float]] = []
+    other = torch.ones(2**28 if case.hidden_states.shape[0] <= COLD_TOKENS else 0)
     end = time.monotonic() + seconds
     while len(samples) < 5 or (time.monotonic() < end and len(samples) < 50):
-        samples.append((cpu_seconds(lambda: ours(case)), cpu_seconds(loop)))
-    mine, theirs = zip(*samples, strict=True)
-    return statistics.median(mine), statistics.median(theirs), len(samples)
+        samples.append([])
+        for call in calls:
+            other.sum()
+            samples[-1].append(cpu_seconds(call))
+    return [statistics.median(times) for times in zip(*samples, strict=True)], len(samples)
 
 
 def cpu_model() -> str:
@@ -191,29 +201,33 @@ def main() -> None:
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
     }
     table = Table(title=", ".join(f"{key} {value}" for key, value in header.items()))
-    for column in ("dtype", "shape", "T", "ours ms", "loop ms", "loop / ours", "samples"):
+    columns = (
+        "dtype",
+        "shape",
+        "T",
+        "packed ms",
+        "plain ms",
+        "loop ms",
+        "loop / packed",
+        "/ plain",
+    )
+    for column in (*columns, "samples"):
         table.add_column(column, justify="left" if column in ("dtype", "shape") else "right")
     results = []
     for dtype in arguments.dtype:
         for name in arguments.shape:
             experts = make_experts(SHAPES[name], DTYPES[dtype])
+            packed = experts.pack()
             for tokens in arguments.tokens:
                 case = make_case(SHAPES[name], experts, tokens)
-                mine, theirs, samples = measure(case, arguments.seconds)
-                ratio = theirs / mine
-                times = f"{1e3 * mine:.2f}", f"{1e3 * theirs:.2f}"
-                table.add_row(dtype, name, str(tokens), *times, f"{ratio:.2f}", str(samples))
-                results.append(
-                    {
-                        "dtype": dtype,
-                        "shape": name,
-                        "tokens": tokens,
-                        "ours_ms": 1e3 * mine,
-                        "loop_ms": 1e3 * theirs,
-                        "ratio": ratio,
-                        "samples": samples,
-                    }
-                )
+                times, samples = measure(case, case._replace(experts=packed), arguments.seconds)
+                ratios = [times[2] / mine for mine in times[:2]]
+                shown = [f"{1e3 * x:.2f}" for x in times] + [f"{x:.2f}" for x in ratios]
+                table.add_row(dtype, name, str(tokens), *shown, str(samples))
+                milliseconds = dict(zip(("packed", "plain", "loop"), times, strict=True))
+                cell = {"dtype": dtype, "shape": name, "tokens": tokens, "samples": samples}
+                cell |= {f"{what}_ms": 1e3 * x for what, x in milliseconds.items()}
+                results.append(cell)
     Console(width=110).print(table)
     if arguments.json:
         arguments.json.write_text(json.dumps({**header, "results": results}, indent=2) + "\n")

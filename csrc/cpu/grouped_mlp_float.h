@@ -60,6 +60,40 @@ void multiply_block(Panel<W> weights, const float* tokens, int64_t k, float* sum
   }
 }
 
+#if CAPMOE_LANES == 16
+// multiply_block of weights as they came for all of k, a block at a time, without a scratch: few tokens wait for
+// memory, which likes long runs of the same rows. The same sums, in the same order.
+template <int kRows, int64_t kRowSize, class T>
+void multiply_plain(const Matrix<T>& matrix, int64_t block, const float* tokens, int64_t tile_rows, float* sums,
+                    int64_t columns_of_sums) {
+  const int64_t columns = matrix.plain.columns;
+  const T *rows[kBlock], *next[kBlock];
+  matrix.plain.rows_of(block, 0, rows);
+  matrix.plain.rows_of(block + 1, -columns, next);  // null beyond the last
+  __m512 total[kRows] = {};
+  for (int64_t k = 0; k < columns; k += kRowSize, tokens += tile_rows * kRowSize) {
+    __m512 sum[kRows] = {};
+    const int64_t count = std::min(kRowSize, columns - k);
+    for (int64_t i = 0; i < count; i += kBlock) {
+      if ((k + i) % (64 / sizeof(T)) == 0) ask_ahead(k + i + kAheadBytes / sizeof(T) < columns ? rows : next, k + i);
+      __m512i column[kBlock];
+      load_rows(rows, k + i, count - i, column);
+      transpose(column);
+#pragma GCC unroll 16
+      for (int j = 0; j < kBlock; ++j) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          sum[r] = _mm512_fmadd_ps((__m512)column[j], _mm512_set1_ps(tokens[r * kRowSize + i + j]), sum[r]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) total[r] = k == 0 ? sum[r] : _mm512_add_ps(total[r], sum[r]);
+  }
+  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(sums + r * columns_of_sums, total[r]);
+}
+#endif
+
 // multiply_block for a number of rows known at run time, 1 to kRows.
 template <int kRows, int kCount, int64_t kRowSize, int64_t kColumns, class... Args>
 void multiply_rows(int64_t rows, const Args&... args) {
@@ -91,6 +125,24 @@ struct FloatPath {
   static void store_hidden(const Vec (&values)[kParts], float* to) {
     for (int part = 0; part < kParts; ++part) store(to + part * kLanes, values[part]);
   }
+
+#if CAPMOE_LANES == 16
+  // All sums of a tile over all of k, of weights as they came; false where that is no gain.
+  template <int kCount = kTokens>
+  static bool multiply_few(const Matrix<T>& matrix, int64_t first, int64_t blocks, const float* tokens, int64_t rows,
+                           float* sums) {
+    if (matrix.packed || rows > kTokens) return false;
+    if constexpr (kCount > 1) {
+      if (rows < kCount) return multiply_few<kCount - 1>(matrix, first, blocks, tokens, rows, sums);
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      multiply_plain<kCount, kBlockK>(matrix, first + b, tokens, kRows, sums + b * kBlock, kBlocks * kBlock);
+    }
+    return true;
+  }
+#else
+  static bool multiply_few(const Matrix<T>&, int64_t, int64_t, const float*, int64_t, float*) { return false; }
+#endif
 
   // Weights that one tile of tokens uses are widened as they are used.
   template <class Body>

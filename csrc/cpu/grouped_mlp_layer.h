@@ -174,6 +174,10 @@ class Layer {
     float* sums = scratch.sums.template as<float>();
     for (int64_t first = begin; first < end; first += kBlocks) {
       const int64_t blocks = std::min(kBlocks, end - first);
+      if (Path::multiply_few(matrix, first, blocks, tokens, block.rows, sums)) {
+        store(sums, first, blocks, 0, 0, block.rows);
+        continue;
+      }
       for (int64_t k = 0; k < columns; k += kBlockK) {
         const int64_t count = std::min(kBlockK, columns - k);
         const Token* piece = tokens + k * kRows;

@@ -14,6 +14,10 @@ struct PairPath {
 
   static void store_hidden(const Vec (&values)[1], BFloat16* to) { store_floats(to, values[0], kBlock); }
 
+  static bool multiply_few(const Matrix<BFloat16>&, int64_t, int64_t, const BFloat16*, int64_t, float*) {
+    return false;
+  }
+
   template <class Body>
   static void with_panel(const Matrix<BFloat16>& matrix, int64_t first, int64_t blocks, int64_t k, int64_t count,
                          int64_t, BFloat16* scratch, const Body& body) {

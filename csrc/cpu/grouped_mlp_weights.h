@@ -25,11 +25,22 @@ struct Matrix {
   const T* block(int64_t i) const { return plain.data + i * block_size(); }
 };
 
+// The hardware's own prefetch loses so many rows: they are asked for a piece ahead.
+constexpr int64_t kAheadBytes = 512;
+
+template <class T>
+inline void ask_ahead(const T* const rows[kBlock], int64_t k) {
+  constexpr int64_t kAhead = kAheadBytes / sizeof(T);
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kBlock; ++i) __builtin_prefetch(rows[i] + k + kAhead);
+}
+
 // `columns` columns of sixteen rows, zeros where a row is null, turned to [count][16].
 template <class T>
 inline void turn(const T* const rows[kBlock], int64_t columns, int64_t count, float* to) {
   for (int64_t k = 0; k < count; k += kBlock) {
     const int64_t here = std::clamp<int64_t>(columns - k, 0, kBlock);
+    if (k % (64 / sizeof(T)) == 0) ask_ahead(rows, k);
 #if CAPMOE_LANES == 16
     if (here == kBlock) {
       transpose_rows(rows, k, to + k * kBlock);
@@ -50,6 +61,7 @@ inline void turn(const BFloat16* const rows[kBlock], int64_t columns, int64_t co
   for (int64_t k = 0; k < count; k += 2 * kBlock) {
     const int64_t here = std::clamp<int64_t>(columns - k, 0, 2 * kBlock);
     const auto mask = static_cast<__mmask32>((int64_t{1} << here) - 1);
+    ask_ahead(rows, k);
     __m512i pairs[kBlock];
 #pragma GCC unroll 16
     for (int i = 0; i < kBlock; ++i) {
@@ -113,10 +125,7 @@ Panel<W> panel_of(const Matrix<T>& matrix, int64_t first, int64_t blocks, int64_
       }
     }
     const T* rows[kBlock];
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const T* row = matrix.plain.row(first + b, i);
-      rows[i] = row == nullptr ? nullptr : row + k;
-    }
+    matrix.plain.rows_of(first + b, k, rows);
     turn(rows, matrix.plain.columns - k, count, to);
   }
   return {scratch, count * kBlock};

@@ -41,6 +41,14 @@ struct PlainMatrix {
     const int64_t up = gated ? block % 2 : 0;
     return data + (interleaved ? 2 * unit + up : up * rows + unit) * columns;
   }
+
+  // A block's rows from column k on.
+  void rows_of(int64_t block, int64_t k, const T* out[kBlock]) const {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const T* from = row(block, i);
+      out[i] = from == nullptr ? nullptr : from + k;
+    }
+  }
 };
 
 }  // namespace capmoe::cpu

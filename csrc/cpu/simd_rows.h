@@ -93,12 +93,22 @@ inline void transpose(const float* from, int64_t stride, int64_t rows, float* to
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + 16 * i, r[i]);
 }
 
+// Up to sixteen columns of sixteen rows, `count` of which are there; zeros where a row is null.
+template <class T>
+inline void load_rows(const T* const rows[16], int64_t first, int64_t count, __m512i r[16]) {
+  if (count >= 16) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = rows[i] ? (__m512i)load_floats(rows[i] + first) : _mm512_setzero_si512();
+  } else {
+    for (int i = 0; i < 16; ++i) r[i] = rows[i] ? (__m512i)load_floats(rows[i] + first, count) : _mm512_setzero_si512();
+  }
+}
+
 // to[c, r] = rows[r][first + c] for sixteen rows, zeros where null, and c < 16.
 template <class T>
 inline void transpose_rows(const T* const rows[16], int64_t first, float* to) {
   __m512i r[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) r[i] = rows[i] ? (__m512i)load_floats(rows[i] + first) : _mm512_setzero_si512();
+  load_rows(rows, first, 16, r);
   transpose(r);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + 16 * i, r[i]);
