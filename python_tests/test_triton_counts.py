@@ -19,9 +19,9 @@ COUNTED = [("olmoe", 1), ("olmoe", 64), ("mixtral", 1024), ("qwen3", 64), ("dsv3
 MOST = {
     "gate": (0.9, 1.6),
     "select": (11.0, 8.0),
-    "route": (4.5, 4.5),
+    "route": (5.6, 4.9),
     "dispatch": (1.95, 1.01),
-    "grouped_mlp": (1.0, 1.02),
+    "grouped_mlp": (1.45, 1.2),
     "combine": (2.15, 1.08),
 }
 
