@@ -110,8 +110,11 @@ struct FloatPath {
   using Weight = float;
   using Token = float;
   static constexpr int64_t kRows = kTokens, kBlocks = std::max(kTogether, 2), kBlockK = 256, kStep = kBlock;
-  static constexpr int64_t kTokenBytes = 8 << 20;
   struct Session {};
+
+  // What the second nearest cache holds; of more tokens plain weights, which have to be turned again for each block of
+  // tokens, still gain.
+  static int64_t token_bytes(bool packed) { return packed ? 1 << 20 : 8 << 20; }
 
   static int64_t row_size(int64_t columns) { return columns == 0 ? 0 : kBlockK; }
   static int64_t place(int64_t row, int64_t column, int64_t) { return row * kBlockK + column; }

@@ -7,7 +7,7 @@
 //
 // A Path says how an instruction set does it: Scalar, the type of x, weights and y; Weight, what the kernel multiplies
 // with; Token, what the rows of x and the hidden values are kept as; kRows, the tokens of a tile; kBlocks, the blocks
-// of a group; kBlockK, the columns that are multiplied before the next group's turn; kTokenBytes, how much of an
+// of a group; kBlockK, the columns that are multiplied before the next group's turn; token_bytes, how much of an
 // expert's rows is kept near; and the functions used below. A tile of tokens holds its columns in pieces of kBlockK,
 // and place() says where in a piece. Include inside the target region of one file.
 #pragma once
@@ -100,9 +100,10 @@ class Layer {
   }
 
   // As many rows of an expert as stay near.
-  static int64_t max_rows(int64_t columns) {
+  int64_t max_rows(int64_t columns) const {
     const int64_t bytes = columns * static_cast<int64_t>(sizeof(Token));
-    return std::clamp<int64_t>(Path::kTokenBytes / bytes / kRows, ceil_div(64, kRows), 1024 / kRows) * kRows;
+    return std::clamp<int64_t>(Path::token_bytes(size_.packed) / bytes / kRows, ceil_div(64, kRows), 1024 / kRows) *
+           kRows;
   }
 
   // Calls task(scratch, block, begin, end) for weight blocks [begin, end) of every block of rows. The work is cut by

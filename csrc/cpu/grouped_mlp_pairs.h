@@ -10,7 +10,8 @@ struct PairPath {
   using Scalar = BFloat16;
   using Weight = BFloat16;
   using Token = BFloat16;
-  static constexpr int64_t kTokenBytes = 1 << 20;
+
+  static int64_t token_bytes(bool) { return 1 << 20; }  // half of what the second nearest cache holds
 
   static void store_hidden(const Vec (&values)[1], BFloat16* to) { store_floats(to, values[0], kBlock); }
 
