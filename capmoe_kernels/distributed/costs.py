@@ -84,7 +84,11 @@ class StepSeconds(NamedTuple):
 
 
 def step_seconds(
-    rows: Tensor, placement: Placement, costs: Costs, tokens: Tensor | None = None
+    rows: Tensor,
+    placement: Placement,
+    costs: Costs,
+    tokens: Tensor | None = None,
+    sent: Tensor | None = None,
 ) -> StepSeconds:
     """Model the steps that run ``rows``.
 
@@ -93,6 +97,9 @@ def step_seconds(
         placement: of the E experts.
         costs: of their parts.
         tokens: [L, S], tokens of each source rank; None: none, so that ``costs.token`` is nothing.
+        sent: [L] rows that the rank which sends most sends, both ways: an exchange of static shape
+            sends padding, too. None: only ``rows`` that are not at home, 0 where source ranks are
+            unknown.
     """
     slots = rows_by_slot(rows, placement)
     run = slots.rows.sum(1)  # [L, P]
@@ -102,8 +109,9 @@ def step_seconds(
     read = _by_device(busy * costs.weights, slots.device, placement)
     most = torch.zeros(rows.shape[0]) if tokens is None else tokens.amax(1)
     rest = most.double() * costs.token
-    wire = rows_on_the_wire(rows_by_device(rows, placement))
-    sent = torch.zeros(rows.shape[0]) if wire is None else wire.amax(1)
+    if sent is None:
+        wire = rows_on_the_wire(rows_by_device(rows, placement))
+        sent = torch.zeros(rows.shape[0]) if wire is None else wire.amax(1)
     return StepSeconds(
         costs.fixed + torch.maximum(compute, read),
         rest,

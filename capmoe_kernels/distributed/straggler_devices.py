@@ -26,8 +26,8 @@ class Slots(NamedTuple):
 def rows_by_slot(rows: Tensor, placement: Placement) -> Slots:
     """Deal the [L, S, E] rows of each source rank out to the experts' copies.
 
-    A source rank uses its own copy of an expert where it has one; other rows are dealt out to the
-    copies in turn.
+    As ExpertParallel does: a source rank uses its own copy of an expert where it has one; other
+    rows are dealt out to the copies in turn, beginning with another copy on each rank.
     """
     slots = [
         (device, expert, copy, len(devices))
@@ -36,9 +36,9 @@ def rows_by_slot(rows: Tensor, placement: Placement) -> Slots:
     ]
     device, expert, copy, copies = torch.tensor(slots).unbind(1)
     asked = rows[:, :, expert]
-    dealt = (asked + copies - 1 - copy) // copies
+    source = torch.arange(rows.shape[1])[:, None]
+    dealt = (asked + copies - 1 - (copy - source) % copies) // copies
     if rows.shape[1] == placement.num_ranks:
-        source = torch.arange(placement.num_ranks)[:, None]
         # Whether the source holds the slot's expert, here or elsewhere.
         holds = torch.zeros(placement.num_ranks, placement.num_experts, dtype=torch.bool)
         holds[device, expert] = True
