@@ -55,9 +55,9 @@ PAPER = {
 }
 FACTORS = (2.0, 1.5, 1.0)
 SKEWS = (0.5, 1.0, 1.5)
-# OLMoE's layer on an H100 80GB (docs/gpu.md, bf16): T = 64 reads the weights of 64 experts in 270 us;
-# T = 16384 runs 131072 rows in 3084 us, in tiles of 128 and half a tile more per expert; gate, select
-# and combine take 10.3 us at T = 1, and with dispatch 570 us at T = 16384.
+# OLMoE's layer on an H100 80GB (docs/gpu.md, bf16): T = 64 reads 64 experts' weights in 270 us;
+# T = 16384 runs 131072 rows in 3084 us, in tiles of 128 and half a tile more per expert; gate,
+# select and combine take 10.3 us at T = 1, and with dispatch 570 us at T = 16384.
 H100 = Costs(
     tile=3084e-6 / (131072 / 128 + 64 / 2),
     rows_per_tile=128,
