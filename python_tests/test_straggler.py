@@ -228,6 +228,13 @@ def test_simulated_loads_are_whole_tokens_and_repeat():
     assert skewed == sorted(skewed)
 
 
+def test_simulated_tokens_draw_by_log_normal_popularity():
+    """With top-1 an expert's share is its popularity's."""
+    z = torch.randn(6, generator=torch.Generator().manual_seed(9))
+    share = simulate_loads(6, 1, 2, 20_000, 0.8, seed=9).sum((0, 1)) / 40_000
+    assert share.tolist() == pytest.approx((0.8 * z).softmax(0).tolist(), abs=0.01)
+
+
 REFUSED = {
     "floats": (lambda: straggler([0.5], 1), TypeError, "whole numbers"),
     "words": (lambda: straggler("loads", 1), TypeError, "loads must be"),
