@@ -33,6 +33,7 @@ class Layer:
     masked: bool = False
     whole: bool = False  # only -1 and 1, so that every sum is exact
     max_tokens: int | None = None
+    nan: bool = False  # in rank 1's first token
 
     def make_experts(self):
         made = make_experts(self.E, self.H, self.F, self.dtype, **self.experts)
@@ -47,32 +48,38 @@ class Layer:
         count = self.tokens[rank]
         x = normal((count, self.H), self.dtype, seed=10 + rank)
         x = x.sign() if self.whole else x
+        x[:1] = torch.nan if self.nan and rank == 1 else x[:1]
         logits = router_logits(count, self.E, self.style, seed=20 + rank)
         mask = {"token_mask": torch.arange(count) % 3 != rank % 3} if self.masked else {}
         return x, logits, mask
 
 
 class CountWork(TorchDispatchMode):
-    """The multiplications of every grouped_mlp within it, from its shapes."""
+    """Multiplications of every grouped_mlp within it and bytes sent, both from shapes."""
 
-    def __init__(self):
+    def __init__(self, world):
         super().__init__()
-        self.multiplications = 0
+        self.others = world - 1
+        self.multiplications = self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.capmoe.grouped_mlp.default:
             _, up, down, _, _, _, counts, *_ = args
             per_row = up[0].numel() + down[0].numel()
             self.multiplications += int(counts.sum()) * per_row
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.bytes += args[1].nbytes * self.others  # its own rows to each
+        if func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.bytes += args[0].nbytes * self.others  # each one's rows to it
         return func(*args, **(kwargs or {}))
 
 
 def outcome(layer, rank, world):
-    """(output, multiplications) of one rank."""
+    """(output, multiplications, bytes sent) of one rank."""
     shard = shard_experts(layer.make_experts(), rank, world)
     shard = shard.pack() if layer.pack else shard
     x, logits, options = layer.tokens_of(rank)
-    with CountWork() as work:
+    with CountWork(world) as work:
         out = sharded_moe(
             x,
             logits,
@@ -82,7 +89,7 @@ def outcome(layer, rank, world):
             max_tokens=layer.max_tokens,
             **options,
         )
-    return out, work.multiplications
+    return out, work.multiplications, work.bytes
 
 
 def refused(rank, world):

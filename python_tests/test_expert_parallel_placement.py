@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 from collections import Counter
 from itertools import pairwise, permutations, product
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from capmoe_kernels.distributed import Placement, apply_placement, place_experts
 from capmoe_kernels.distributed import place_experts as planner
 from cases import make_experts, normal, router_logits
 from checks import same_bits
+
+DOCS = Path(__file__).parents[1] / "docs/moeshard.md"
 
 needs_scipy = pytest.mark.skipif(
     importlib.util.find_spec("scipy") is None, reason="scipy is not installed"
@@ -296,6 +300,14 @@ def test_scipy_is_asked_for_by_name(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'capmoe-kernels\[placement\]'"):
         place_experts([1, 2], num_devices=2)
     assert place_experts([1, 2], num_devices=2, solver="greedy").layers[0].gap == 0
+
+
+@needs_scipy
+def test_the_example_in_the_docs(capsys):
+    text = DOCS.read_text().split("## Planning a placement")[1]
+    code, printed = re.findall(r"```(?:python|text)\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(code, str(DOCS), "exec"), {})
+    assert capsys.readouterr().out == printed
 
 
 MIXED = Placement(((6, 1), (0, 7), (3, 2), (5, 4)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import multiprocessing
@@ -52,6 +54,8 @@ LAYERS = {
         experts=BIAS | {"activation": "relu_no_mul"},
     ),
 }
+CLEAN = Layer(tokens=(4, 3, 5, 2), capacity=cm.Capacity(1.0), experts=BIAS)
+NAN = {"clean": CLEAN, "nan": replace(CLEAN, nan=True)}
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 
@@ -60,7 +64,7 @@ def ranks(request, tmp_path_factory):
     """What every rank found: a list by rank of (outcomes by layer, refusals)."""
     folder = tmp_path_factory.mktemp("ranks")
     world = request.param
-    multiprocessing.spawn(shard_ranks.run_rank, (world, LAYERS, str(folder)), world)
+    multiprocessing.spawn(shard_ranks.run_rank, (world, LAYERS | NAN, str(folder)), world)
     return [torch.load(folder / str(rank)) for rank in range(world)]
 
 
@@ -69,7 +73,7 @@ def test_sharded_is_unsharded(ranks, name):
     layer = LAYERS[name]
     experts = layer.make_experts()
     for rank, (found, _) in enumerate(ranks):
-        out, _ = found[name][0]
+        out, *_ = found[name][0]
         x, logits, options = layer.tokens_of(rank)
         routing = cm.route(logits, layer.gating, layer.capacity, **options)
         assert out.dtype == x.dtype
@@ -82,7 +86,7 @@ def test_sharded_is_unsharded(ranks, name):
 @every_layer
 def test_twice_the_same_bits(ranks, name):
     for found, _ in ranks:
-        (first, _), (second, _) = found[name]
+        (first, *_), (second, *_) = found[name]
         assert same_bits(first, second)
 
 
@@ -117,6 +121,26 @@ def test_one_expert_for_all_costs_what_many_cost(ranks):
     assert [2 * work for work in one] == spread  # top-1 beside top-2 of as many tokens
     most = -(-19 // len(ranks))  # of 19 neurons; the others have one less
     assert min(one) * most == max(one) * (most - 1)
+
+
+@every_layer
+def test_bytes_are_those_of_the_docs(ranks, name):
+    layer, others = LAYERS[name], len(ranks) - 1
+    tokens = layer.max_tokens or max(layer.tokens[: len(ranks)])
+    columns = cm.route(layer.tokens_of(0)[1], layer.gating, layer.capacity).rows.shape[1]
+    width = layer.dtype.itemsize
+    per_token = layer.H * width + 8 * columns + 4 * layer.H
+    sizes = 40 if layer.max_tokens is None else 0
+    for found, _ in ranks:
+        assert found[name][0][2] == others * (tokens * per_token + sizes)
+
+
+def test_nan_stays_with_its_token(ranks):
+    for rank, (found, _) in enumerate(ranks):
+        clean, out = found["clean"][0][0], found["nan"][0][0]
+        bad = int(rank == 1)
+        assert same_bits(out[bad:], clean[bad:])
+        assert out[:bad].isnan().all()
 
 
 def test_wrong_calls_are_refused_on_every_rank(ranks):
