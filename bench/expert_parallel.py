@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import multiprocessing.connection
 import tempfile
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from capmoe_kernels.evaluate.machine import describe, versions
 
 from .ep_simulation import print_markdown
+from .expert_parallel_cases import save_case, shipped
 from .expert_parallel_rank import run_rank
 from .expert_parallel_tables import HEADER, PHASE_HEADER, results
 
@@ -32,24 +34,34 @@ def measure(tokens: int, seconds: float, small: bool) -> list[dict[str, Any]]:
     """Every case's results, from processes that are gone afterwards."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
+        save_case(shipped(RANKS, tokens), f"{folder}/shipped.pt")
         processes = [
-            context.Process(target=run_rank, args=(rank, RANKS, folder, tokens, seconds, small))
+            context.Process(target=run_rank, args=(rank, folder, seconds, small))
             for rank in range(RANKS)
         ]
         try:
             for process in processes:
                 process.start()
-            for process in processes:
-                process.join(60 * _MINUTES)
-            codes = [process.exitcode for process in processes]
-            if any(codes):
-                raise SystemExit(f"the ranks ended with {codes} (None: too slow)")
+            _wait(processes)
             ranks = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(RANKS)]
         finally:
             for process in processes:
                 if process.is_alive():
                     process.kill()
     return [results(case) for case in zip(*ranks, strict=True)]
+
+
+def _wait(processes: list[Any]) -> None:
+    """Until all are done; where one fails, the others are not waited for."""
+    deadline = time.monotonic() + 60 * _MINUTES
+    while any(process.is_alive() for process in processes):
+        alive = [process.sentinel for process in processes if process.is_alive()]
+        ended = multiprocessing.connection.wait(alive, deadline - time.monotonic())
+        if not ended or any(process.exitcode for process in processes):
+            break
+    codes = [process.exitcode for process in processes]
+    if codes != [0] * len(codes):
+        raise SystemExit(f"the ranks ended with {codes} (None: too slow, or no longer waited for)")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -156,9 +156,24 @@ def normal_quantiles(count: int) -> Tensor:
     return torch.special.ndtri((torch.arange(count) + 0.5) / count)
 
 
-def make_cases(ranks: int, tokens: int, small: bool) -> list[Case]:
+def save_case(case: Case, path: str) -> None:
+    """For the ranks, which then need no Transformers."""
+    weights = case.experts.gate_up_proj, case.experts.down_proj
+    top_k, renormalize = case.gating.top_k, case.gating.renormalize
+    torch.save(
+        [case.name, case.hidden_states, case.router_logits, *weights, top_k, renormalize], path
+    )
+
+
+def load_case(path: str) -> Case:
+    name, hidden_states, router_logits, up, down, top_k, renormalize = torch.load(path)
+    gating = cm.Gating(top_k=top_k, renormalize=renormalize)
+    return Case(name, hidden_states, router_logits, cm.Experts(up, down), gating)
+
+
+def make_cases(real: Case, small: bool) -> list[Case]:
     """``small``: sizes that only show that everything runs."""
-    real = shipped(ranks, tokens)
+    ranks, tokens = real.hidden_states.shape[:2]
     if small:
         return [real, widened(real, 64, 64), log_normal(ranks, tokens, 1.0, (8, 2, 64, 64))]
     return [

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,13 +24,13 @@ class Layer:
 
     Attributes:
         step: the whole layer.
-        phases: the same in parts, with the seconds of each; None where there are none to tell.
-        sent: rows that this rank sends in an exchange of static shape, both ways; None where it
-            sends the live ones only.
+        phases: the same in parts, with the seconds of each.
+        sent: rows that this rank sends where exchanges have a static shape, both ways; None where
+            it sends the live ones only.
     """
 
     step: Callable[[], Tensor]
-    phases: Callable[[], dict[str, float]] | None
+    phases: Callable[[], dict[str, float]]
     sent: int | None = None
 
 
@@ -55,8 +56,31 @@ def _sharded(case: Case, rank: int) -> Layer:
     tokens, logits = case.hidden_states[rank], case.router_logits[rank]
     shard = shard_experts(case.experts, rank, case.num_ranks).pack()
     most = tokens.shape[0]
+    everyone = case.hidden_states.flatten(0, 1).clone()
+    of_all = cm.route(case.router_logits.flatten(0, 1), case.gating)
+    x = cm.dispatch(everyone, of_all)
+
+    def phases() -> dict[str, float]:
+        """The parts by themselves; the choices, which also travel, are a small one."""
+        clock = _Clock()
+        cm.route(logits, case.gating)
+        clock.lap("gate")
+        dist.all_gather_single(everyone, tokens)
+        clock.lap("dispatch")
+        y = cm.grouped_mlp(x, shard, of_all)
+        clock.lap("experts")
+        dist.barrier()
+        clock.lap("waiting")
+        partial = cm.combine(y.float(), of_all)
+        dist.reduce_scatter_single(partial.new_empty(tokens.shape), partial)
+        clock.lap("combine")
+        return clock.seconds
+
+    float32_rows = torch.float32.itemsize // tokens.dtype.itemsize
     return Layer(
-        lambda: sharded_moe(tokens, logits, shard, case.gating, max_tokens=most), phases=None
+        lambda: sharded_moe(tokens, logits, shard, case.gating, max_tokens=most),
+        phases,
+        sent=(case.num_ranks - 1) * most * (1 + float32_rows),
     )
 
 

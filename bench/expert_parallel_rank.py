@@ -17,27 +17,27 @@ import capmoe_kernels as cm
 from capmoe_kernels.distributed import Costs, calibrate, step_seconds
 
 from .cpu_layer import keep_freed_memory
-from .expert_parallel_cases import DROPLESS, SETTINGS, Case, Setting, make_cases
+from .expert_parallel_cases import DROPLESS, SETTINGS, Case, Setting, load_case, make_cases
 from .expert_parallel_layers import Layer, expected, make_layer
 
 _ROUNDS_AT_LEAST = 3
 # Rows that a rank sends to each other, for the costs of the wire.
 _WIRE_ROWS = (1, 64, 512, 4096)
-_FEW_TOKENS = 64
 
 
-def run_rank(rank: int, ranks: int, folder: str, tokens: int, seconds: float, small: bool) -> None:
-    """Entry point of the process; the numbers go to ``folder``/rank{n}.pt."""
+def run_rank(rank: int, folder: str, seconds: float, small: bool) -> None:
+    """Entry point of the process: from ``folder``/shipped.pt to ``folder``/rank{n}.pt."""
+    real = load_case(f"{folder}/shipped.pt")
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     keep_freed_memory()
     # Ranks on one machine need no name of it, which may not resolve.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=real.num_ranks)
     try:
         with torch.inference_mode():
-            found = [_case(case, rank, seconds) for case in make_cases(ranks, tokens, small)]
+            found = [_case(case, rank, seconds) for case in make_cases(real, small)]
         torch.save(found, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -48,7 +48,7 @@ def _case(case: Case, rank: int, seconds: float) -> dict[str, Any]:
     layers = {setting: make_layer(case, setting, rank) for setting in SETTINGS}
     errors = {setting.name: _check(case, setting, layers[setting], rank) for setting in SETTINGS}
     steps = _in_turn({s.name: _timed(layer.step) for s, layer in layers.items()}, seconds)
-    parts = {s.name: layer.phases for s, layer in layers.items() if layer.phases is not None}
+    parts = {setting.name: layer.phases for setting, layer in layers.items()}
     return {
         "case": case.name,
         "tokens": case.hidden_states.shape[1],
@@ -119,7 +119,8 @@ def _costs(case: Case, rank: int, seconds: float) -> Costs:
     known = calibrate(case.own_experts(rank), seconds=seconds / 4).costs
     fixed, row = _wire(case, seconds / 4)
     known = replace(known, wire_fixed=2 * fixed, wire_row=row)
-    sizes = min(_FEW_TOKENS, case.hidden_states.shape[1]), case.hidden_states.shape[1]
+    tokens_each = case.hidden_states.shape[1]
+    sizes = max(1, tokens_each // 32), tokens_each
     even = {str(tokens): _even(case, tokens) for tokens in sizes}
     layers = {tokens: make_layer(each, DROPLESS, rank) for tokens, each in even.items()}
     taken = _in_turn({t: _timed(layer.step) for t, layer in layers.items()}, seconds / 4)

@@ -40,7 +40,7 @@ def results(ranks: tuple[dict[str, Any], ...]) -> dict[str, Any]:
         "costs": vars(costs),
         "lines": lines,
         "table": [_cells(line) for line in lines],
-        "phase_table": [_phase_cells(line) for line in lines if line["phases"]],
+        "phase_table": [_phase_cells(line) for line in lines],
     }
 
 
@@ -74,7 +74,8 @@ def _line(
         "phases": _phases(setting, ranks),
     }
     if setting == SHARDED:  # all ranks run a slice of every row: the mean, and nothing is dropped
-        return {**line, "busiest": 1.0, "bound": report.device_before, "model": None}
+        bound = report.device_before
+        return {**line, "busiest": 1.0, "bound": bound, "wire_live": sent, "model": None}
     tokens = torch.full((1, devices), tokens_each)
     modelled = step_seconds(
         rows, where, costs, tokens, None if sent is None else torch.tensor([sent])
@@ -89,9 +90,7 @@ def _slowest(ranks: list[list[dict[str, float]]], name: str) -> list[float]:
 
 def _phases(setting: Setting, ranks: tuple[dict[str, Any], ...]) -> dict[str, float]:
     """Medians: of the slower rank, but waiting of the rank that waits."""
-    samples = [rank["phases"].get(setting.name) for rank in ranks]
-    if samples[0] is None:
-        return {}
+    samples = [rank["phases"][setting.name] for rank in ranks]
     return {phase: statistics.median(_slowest(samples, phase)) for phase in PHASES}
 
 

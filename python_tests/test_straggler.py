@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import capmoe_kernels as cm
 from capmoe_kernels.distributed import Placement, simulate_loads, straggler
+from capmoe_kernels.distributed.straggler_devices import rows_by_device
+from capmoe_kernels.distributed.wire import Wire
 
 # Figure 3 of arXiv 2503.05066: two devices of four tokens each, four experts, top-2, C = 2.
 FIGURE_3 = [
@@ -93,6 +95,17 @@ def test_replicas_share_and_the_own_copy_comes_first():
     assert report.before.busiest_expert == 16
     # Dispatched: one row by rank 0; three and two by rank 1. The same rows come back.
     assert report.before.wire == (1 + 2, 5, 1 + 3)
+
+
+@pytest.mark.parametrize(
+    "ranks", [((0, 1), (2, 3), (4,)), ((0,), (1, 0, 4), (2, 3, 0)), ((0, 1, 2, 3, 4), (), (3, 4))]
+)
+def test_rows_go_where_expert_parallel_sends_them(ranks):
+    placement = Placement(ranks)
+    loads = torch.randint(0, 30, (3, 5), generator=torch.Generator().manual_seed(4))
+    sent = torch.stack([Wire(placement, rank).block_counts(loads[rank].int()) for rank in range(3)])
+    expected = sent.view(3, 3, -1).sum(2)  # [source, device]
+    assert torch.equal(rows_by_device(loads[None], placement)[0], expected.long())
 
 
 def test_uneven_placement_and_unknown_source_ranks():
