@@ -31,6 +31,7 @@ class Layer:
     bias: bool = False
     style: str = "skewed"
     options: tuple[str, ...] = ()
+    exchange: str = "auto"
 
     @property
     def world(self):
@@ -109,6 +110,7 @@ class Layer:
             "hidden_size": self.H,
             "dtype": self.dtype,
             "max_tokens": max(self.tokens),
+            "exchange": self.exchange,
         }
         return ExpertParallel(group, self.E, self.placement, **{**options, **changes})
 

@@ -1,7 +1,7 @@
 """Processes of one gloo group for a test: started quickly, ended for sure.
 
-They come from a fork server that has loaded torch once, meet through a file, talk over the loopback
-and use one thread each.
+They come from a fork server that has loaded torch once and not run it, meet through a file, talk
+over the loopback and use one thread each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
+_CONTEXT.set_forkserver_preload(["torch.distributed", "torch.fx.experimental.proxy_tensor"])
 
 
 def run_ranks(world, function, *args, lost=(), store="file", seconds=60):

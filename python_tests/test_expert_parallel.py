@@ -65,6 +65,10 @@ def four_ranks():
 
 def two_ranks():
     layers = {brief(capacity): Layer(capacity, tokens=(21, 16)) for capacity in CAPACITIES}
+    layers |= {
+        f"counted, {brief(capacity)}": Layer(capacity, tokens=(21, 16), exchange="counted")
+        for capacity in CAPACITIES
+    }
     everywhere = Placement(((0, 1, 2, 3, 4), (3, 4, 5, 6, 7)))
     for kind, capacity in (("fixed", TD), ("counted", cm.Capacity())):
         layers[f"{kind}, replicas"] = Layer(capacity, tokens=(21, 16), placement=everywhere)

@@ -60,7 +60,7 @@ def fixed(rank, layer):
 
 
 def counted(rank, layer):
-    """Device scope: what leaves the rank are the rows kept elsewhere, and back come as many."""
+    """What leaves the rank are the rows kept elsewhere, and back come as many."""
     row = layer.H * layer.dtype.itemsize
     sizes = []
     for options in ({}, LOCAL):
@@ -81,6 +81,8 @@ def test_extra_rows_of_expanded_drop_never_cross_the_wire():
 
 def test_counted_rows():
     layer = Layer(cm.Capacity(factor=1.0, scope="device", experts_per_device=2))
+    assert sum(run_ranks(4, counted, layer)) > 0
+    layer = Layer(cm.Capacity(factor=1.0), exchange="counted")
     assert sum(run_ranks(4, counted, layer)) > 0
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 
 import pytest
 import torch
@@ -99,13 +101,16 @@ def disagrees(rank):
     odd = rank == 2
     layer = FIXED
     other = Placement(((0, 1), (2, 3), (4, 5), (7, 6)))
-    cases = {
-        "gating": {"gating": cm.Gating(top_k=2)},
-        "bound of capacity": {"capacity": cm.Capacity(limit=4)},
-        "hidden_size": {"hidden_size": 17},
-        "dtype": {"dtype": torch.bfloat16},
-    }
-    for name, change in cases.items():
+    cases = [
+        ("gating", {"gating": cm.Gating(top_k=2)}),
+        ("exchange", {"capacity": cm.Capacity(limit=4)}),
+        ("exchange", {"capacity": cm.Capacity(factor=1.5)}),
+        ("exchange", {"capacity": None}),
+        ("exchange", {"exchange": "counted"}),
+        ("hidden_size", {"hidden_size": 17}),
+        ("dtype", {"dtype": torch.bfloat16}),
+    ]
+    for name, change in cases:
         with pytest.raises(ValueError, match=f"the same {name}, got .* on rank.* on rank"):
             layer.build(**(change if odd else {}))
     with pytest.raises(ValueError, match=r"the same placement, .* on ranks 0, 1, 3; .* on rank 2$"):
@@ -121,7 +126,9 @@ def disagrees(rank):
         with pytest.raises(RankError, match="construction: rank 2 raised TypeError: max_tokens"):
             layer.build()
     # The largest of the ranks' bounds is everybody's; their policies are their own.
-    ep = layer.build(max_tokens=24 if odd else 3)
+    own = cm.Capacity(factor=Fraction(5, 4), policy="keep_first", seed=rank)
+    ep = layer.build(max_tokens=24 if odd else 3, capacity=own)
+    layer = replace(layer, capacity=own)
     layer.check_output(rank, forward(ep, layer, rank))
     if not odd:  # comes too late
         with pytest.raises(RankError, match="construction: rank 2 did not build") as caught:

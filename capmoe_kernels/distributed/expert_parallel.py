@@ -16,9 +16,9 @@ from ..layer import _grouped_mlp
 from ..routing import Routing, route
 from .agreement import gather, group_timeout, own_store, refusing, require_same, store_host
 from .exchange import CountedExchange, Dispatched, Exchange, FixedExchange, Handle
-from .own_capacity import is_bounded, own_capacity
+from .own_capacity import own_capacity
 from .placement import Placement
-from .terms import Terms, numbers
+from .terms import ExchangeKind, Terms, numbers
 from .watch import Watch
 from .wire import Wire
 
@@ -49,8 +49,9 @@ class ExpertParallel:
             rank's seed, and ``local_experts`` is replaced by the rank's own (Expanded Drop's extra
             rows then never leave their rank), which must be a contiguous range.
         hidden_size, dtype: of the tokens.
-        max_tokens: the most tokens this rank brings to a call; the exchange is as large as the
-            largest rank's needs. Only for a capacity that bounds every expert.
+        max_tokens: for the static shape: the most tokens this rank brings to a call; the largest
+            rank's number counts.
+        exchange: ``"counted"``: counts first whatever the capacity, so that only kept rows travel.
         timeout: seconds after which waiting for the others fails; None is the group's.
 
     Raises:
@@ -69,6 +70,7 @@ class ExpertParallel:
         hidden_size: int,
         dtype: torch.dtype,
         max_tokens: int | None = None,
+        exchange: ExchangeKind = "auto",
         timeout: float | None = None,
     ):
         group = dist.group.WORLD if group is None else group
@@ -80,9 +82,8 @@ class ExpertParallel:
         with refusing(store, rank):
             even = Placement.even(num_experts, num_ranks)
             capacity = Capacity() if capacity is None else capacity
-            terms = Terms(
-                num_experts, placement or even, gating, capacity, hidden_size, dtype, max_tokens
-            )
+            shape = hidden_size, dtype, max_tokens
+            terms = Terms(num_experts, placement or even, gating, capacity, *shape, exchange)
             terms.check(num_ranks)
             self._wire = Wire(terms.placement, rank)
             own_capacity(capacity, rank, self._wire.own_experts)
@@ -90,11 +91,10 @@ class ExpertParallel:
         require_same([words for words, _ in gathered])
         watch = Watch(store, store_host(group), rank, num_ranks, seconds)
         self._exchange: Exchange = CountedExchange(group, self._wire, watch)
-        if is_bounded(capacity, num_experts):
+        if terms.is_fixed:
             terms = replace(terms, max_tokens=max(most for _, most in gathered))
-            rows = terms.capacity_rows or 0
-            row_bytes = hidden_size * dtype.itemsize
-            self._exchange = FixedExchange(group, self._wire, watch, rows, row_bytes)
+            sizes = terms.capacity_rows or 0, hidden_size * dtype.itemsize
+            self._exchange = FixedExchange(group, self._wire, watch, *sizes)
         self._terms = terms
         self._guard = watch.guard
 
@@ -164,8 +164,8 @@ class ExpertParallel:
         """:func:`capmoe_kernels.route` of this rank's tokens, as :class:`ExpertParallel` says.
 
         Args:
-            capacity: None, or another one that fits the exchange this was built for: where that is
-                fixed, it bounds every expert, and to no more rows; where counts are exchanged, any.
+            capacity: None, or another one: any where counts are exchanged; where the exchange is
+                fixed, one that bounds every expert to no more rows.
         """
         with self._guard():
             capacity = self._terms.capacity if capacity is None else capacity
@@ -246,5 +246,5 @@ class ExpertParallel:
 
     @property
     def capacity_rows(self) -> int | None:
-        """C of the fixed exchange, rows for each (source, expert); None where rows are counted."""
-        return self._exchange.capacity if isinstance(self._exchange, FixedExchange) else None
+        """C of the static shape, rows for each (source, expert); None where rows are counted."""
+        return self._terms.capacity_rows

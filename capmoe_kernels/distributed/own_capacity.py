@@ -48,9 +48,8 @@ def rows_per_expert(capacity: Capacity, num_experts: int, top_k: int, max_tokens
     return host_capacity(max_tokens, num_experts, top_k, *bound_of(capacity, num_experts))
 
 
-def bound_in_words(capacity: Capacity, num_experts: int) -> str:
-    if not is_bounded(capacity, num_experts):
-        return "none (counts are exchanged)"
-    if capacity.limit is not None:
-        return f"limit={capacity.limit}"
-    return f"factor={capacity.factor}, rounding={capacity.rounding}"
+def bound_in_words(capacity: Capacity) -> str:
+    """Of one that bounds every expert."""
+    if capacity.ratio is None:
+        return f"fixed by limit={capacity.limit}"
+    return f"fixed by factor={capacity.ratio[0]}/{capacity.ratio[1]}, {capacity.rounding}"

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .._checks import FLOATS, readable, require_inference, require_int, require_tensor
+from .._checks import (
+    FLOATS,
+    readable,
+    require_choice,
+    require_inference,
+    require_int,
+    require_tensor,
+)
 from .._routing_checks import require_capacity
 from ..capacity import Capacity
 from ..experts import Experts
@@ -17,10 +25,12 @@ from ..routing import Routing
 from .own_capacity import bound_in_words, is_bounded, rows_per_expert
 from .placement import Placement, check_ranks
 
+ExchangeKind = Literal["auto", "counted"]
+
 
 @dataclass(frozen=True)
 class Terms:
-    """See :class:`ExpertParallel`. ``max_tokens`` is None where nothing bounds every expert."""
+    """See :class:`ExpertParallel`, whose arguments these are."""
 
     num_experts: int
     placement: Placement
@@ -29,6 +39,12 @@ class Terms:
     hidden_size: int
     dtype: torch.dtype
     max_tokens: int | None
+    exchange: ExchangeKind
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the exchange has a static shape."""
+        return self.exchange == "auto" and is_bounded(self.capacity, self.num_experts)
 
     def check(self, num_ranks: int) -> None:
         check_ranks(self.placement, self.num_experts, num_ranks)
@@ -38,7 +54,8 @@ class Terms:
         require_int("hidden_size", self.hidden_size, minimum=1)
         if self.dtype not in FLOATS:
             raise TypeError(f"dtype must be float32, bfloat16 or float16, got {self.dtype}")
-        if is_bounded(self.capacity, self.num_experts):
+        require_choice("exchange", self.exchange, get_args(ExchangeKind))
+        if self.is_fixed:
             require_int("max_tokens", self.max_tokens, minimum=0)
 
     def in_words(self) -> dict[str, str]:
@@ -46,21 +63,23 @@ class Terms:
         return {
             "num_experts": str(self.num_experts),
             "placement": str(self.placement.experts_of_rank),
-            "gating": str(self.gating),
-            "bound of capacity": bound_in_words(self.capacity, self.num_experts),
+            "gating": str(replace(self.gating, scaling=float(self.gating.scaling))),
+            "exchange": bound_in_words(self.capacity) if self.is_fixed else "counted",
             "hidden_size": str(self.hidden_size),
             "dtype": str(self.dtype),
         }
 
-    def rows(self, capacity: Capacity) -> int | None:
-        """The most rows that a rank may send for an expert; None where nothing bounds it."""
-        if self.max_tokens is None or not is_bounded(capacity, self.num_experts):
-            return None
-        return rows_per_expert(capacity, self.num_experts, self.gating.top_k, self.max_tokens)
-
     @property
     def capacity_rows(self) -> int | None:
-        return self.rows(self.capacity)
+        """C, the rows a fixed exchange has for each (source, expert)."""
+        return self._rows(self.capacity) if self.is_fixed else None
+
+    def _rows(self, capacity: Capacity) -> int | None:
+        """The most rows that a rank may send for an expert; None where nothing bounds it."""
+        if not is_bounded(capacity, self.num_experts):
+            return None
+        tokens = self.max_tokens or 0
+        return rows_per_expert(capacity, self.num_experts, self.gating.top_k, tokens)
 
     def check_route(self, router_logits: Tensor, gating: Gating | None, capacity: Capacity) -> None:
         """Refuse another gate, and what a fixed exchange has no room for."""
@@ -70,14 +89,14 @@ class Terms:
         shape = [None, self.num_experts]
         require_tensor("router_logits", router_logits, shape, FLOATS, meaning="T, E")
         room = self.capacity_rows
-        if room is None or self.max_tokens is None:
+        if room is None:
             return
-        if router_logits.shape[0] > self.max_tokens:
+        if router_logits.shape[0] > (self.max_tokens or 0):
             raise ValueError(
                 f"router_logits must have at most max_tokens={self.max_tokens} tokens,"
                 f" got {router_logits.shape[0]}"
             )
-        rows = self.rows(capacity)
+        rows = self._rows(capacity)
         if rows is None or rows > room:
             given = "one that bounds nothing" if rows is None else f"{rows}"
             raise ValueError(
