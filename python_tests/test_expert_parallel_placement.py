@@ -223,6 +223,22 @@ def test_devices_against_brute_force(devices, layers, replicate, links, solver):
         assert plan.link_solver == "exact"
 
 
+@needs_scipy
+@pytest.mark.parametrize("seed", [4, 16, 21])
+def test_ilp_beats_greedy_on_unlike_links(seed):
+    rng = torch.Generator().manual_seed(seed)
+    load = torch.randint(1, 50, (3, 6), generator=rng)
+    transitions = torch.randint(0, 40, (2, 6, 6), generator=rng).double()
+    options = {"num_devices": 3, "bandwidth": torch.rand(3, 3, generator=rng).double() + 0.1}
+    near = place_experts(load, transitions, gap=0, solver="greedy", **options)
+    exact = place_experts(load, transitions, gap=0, **options)
+    best = by_force(traffic_of(exact, transitions.tolist()), options["bandwidth"].tolist(), 3)
+    assert (near.link_solver, exact.link_solver) == ("greedy", "ilp")
+    assert exact.link_time == pytest.approx(best)
+    assert exact.link_bound == pytest.approx(best, rel=1e-5)
+    assert near.link_time > 1.01 * best > 1.01 * near.link_bound
+
+
 def test_tokens_that_stay_cross_no_link():
     """Experts of a layer all hand on to one partner each: the partners share a device."""
     partner = [3, 5, 0, 2, 7, 1, 4, 6]
@@ -248,6 +264,8 @@ def test_replicas_share_the_load_of_the_hottest():
     assert copies_of(shared.placement) == [3, 1, 1, 1, 1, 1]
     assert max(shared.device_load) == pytest.approx(80 / 3 + 16)
     assert shared.gap == pytest.approx(0)
+    (two,) = place_experts([80, 60, 5, 5], num_devices=3, replicate=2, solver="greedy").layers
+    assert copies_of(two.placement) == [2, 2, 1, 1]
     (most,) = place_experts(loads, num_devices=4, replicate=18, solver="greedy").layers
     assert most.placement.experts_of_rank == (tuple(range(6)),) * 4
     assert max(most.device_load) == pytest.approx(sum(loads) / 4)

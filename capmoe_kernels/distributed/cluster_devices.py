@@ -6,8 +6,9 @@ devices the most traffic over bandwidth. The sum over the layers is to be small.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations, product
 
 import torch
 from torch import Tensor
@@ -40,9 +41,25 @@ def chain(traffic: Sequence[Tensor], bandwidth: Tensor) -> list[Order]:
     """Layer by layer the best order after the one before.
 
     Where all links are alike this is the optimum, since two layers' time then depends only on how
-    their orders differ.
+    their orders differ. Where not, the first layer's order matters: of a few the best.
     """
-    orders = [list(range(len(bandwidth)))]
+    firsts = [list(range(len(bandwidth)))]
+    if not is_uniform(bandwidth):
+        firsts += _some_orders(len(bandwidth))
+    chains = [_chain_from(first, traffic, bandwidth) for first in firsts]
+    return min(chains, key=lambda orders: slowest_links(traffic, bandwidth, orders))
+
+
+def _some_orders(size: int) -> list[Order]:
+    """All of few devices, else the same random ones in every run."""
+    if size <= 4:
+        return list(map(list, permutations(range(size))))
+    draw = random.Random(0)
+    return [draw.sample(range(size), size) for _ in range(24)]
+
+
+def _chain_from(first: Order, traffic: Sequence[Tensor], bandwidth: Tensor) -> list[Order]:
+    orders = [first]
     for step in traffic:
         orders.append(_best_after(step, bandwidth, orders[-1]))
     return orders
@@ -73,7 +90,7 @@ def improve(traffic: Sequence[Tensor], bandwidth: Tensor, orders: Sequence[Order
     while helped:
         helped = False
         for layer, order in enumerate(orders):
-            for a, b in combinations(range(len(order)), 2):
+            for a, b in product(_at_slowest(traffic, bandwidth, orders, layer), range(len(order))):
                 before = around(layer)
                 order[a], order[b] = order[b], order[a]
                 if around(layer) < before * (1 - 1e-9):
@@ -81,6 +98,18 @@ def improve(traffic: Sequence[Tensor], bandwidth: Tensor, orders: Sequence[Order
                 else:
                     order[a], order[b] = order[b], order[a]
     return orders
+
+
+def _at_slowest(
+    traffic: Sequence[Tensor], bandwidth: Tensor, orders: Sequence[Order], layer: int
+) -> list[int]:
+    """A layer's clusters at the slowest links before and after it: only moving these can help."""
+    devices = set()
+    for step in range(max(layer - 1, 0), min(layer + 1, len(traffic))):
+        times = link_times(traffic[step], bandwidth, orders[step], orders[step + 1])
+        link = divmod(int(times.argmax()), len(bandwidth))
+        devices.add(link[layer - step])
+    return [orders[layer].index(device) for device in sorted(devices)]
 
 
 def _best_after(traffic: Tensor, bandwidth: Tensor, before: Order) -> Order:
