@@ -63,10 +63,13 @@ class Setting(NamedTuple):
         return cm.Capacity(factor=self.factor)
 
 
+# Only kept rows travel, for an exchange of counts first.
+COUNTED = "Token Drop, counted"
 DROPLESS, SHARDED = Setting("dropless"), Setting("MoEShard")
 SETTINGS = [
     DROPLESS,
     *(Setting("Token Drop", factor) for factor in FACTORS),
+    *(Setting(COUNTED, factor) for factor in FACTORS),
     *(Setting("Expanded Drop", factor) for factor in FACTORS),
     SHARDED,
 ]

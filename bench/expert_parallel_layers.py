@@ -13,7 +13,7 @@ from torch import Tensor
 import capmoe_kernels as cm
 from capmoe_kernels.distributed import ExpertParallel, shard_experts, sharded_moe
 
-from .expert_parallel_cases import SHARDED, Case, Setting
+from .expert_parallel_cases import COUNTED, SHARDED, Case, Setting
 
 PHASES = ("gate", "dispatch", "experts", "waiting", "combine")
 
@@ -88,6 +88,7 @@ def _expert_parallel(case: Case, setting: Setting, rank: int) -> Layer:
     tokens, logits = case.hidden_states[rank], case.router_logits[rank]
     experts = case.own_experts(rank)
     capacity = setting.capacity()
+    is_counted = capacity is None or setting.method == COUNTED
     parallel = ExpertParallel(
         None,
         case.experts.num_experts,
@@ -95,7 +96,8 @@ def _expert_parallel(case: Case, setting: Setting, rank: int) -> Layer:
         capacity=capacity,
         hidden_size=tokens.shape[1],
         dtype=tokens.dtype,
-        max_tokens=None if capacity is None else tokens.shape[0],
+        max_tokens=None if is_counted else tokens.shape[0],
+        exchange="counted" if is_counted else "auto",
     )
 
     def phases() -> dict[str, float]:

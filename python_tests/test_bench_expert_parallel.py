@@ -39,8 +39,10 @@ def test_every_setting_of_every_case_is_right_and_timed(printed):
             assert 0 <= line["error"] <= 0.02
             assert set(line["phases"]) == set(PHASES)
             assert line["wire_sent"] >= line["wire_live"]
+            if "counted" in line["setting"]:
+                assert line["wire_sent"] == line["wire_live"]
             assert (line["model"] is None) == (line["setting"] == "MoEShard")
-        dropped = [line["dropped"] for line in case["lines"] if "Token" in line["setting"]]
+        dropped = [line["dropped"] for line in case["lines"] if "Token" in line["setting"]][:3]
         assert dropped == sorted(dropped)
         assert dropped[-1] > 0
     assert len(re.findall(r"^\| MoEShard \|", text, re.MULTILINE)) == 6
