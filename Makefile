@@ -9,7 +9,7 @@ PEERS := build/peers
 REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo test build lint bench bench-cpu clean
+.PHONY: demo test build lint bench bench-cpu bench-ep clean
 
 demo: build
 	$(BIN)/capmoe demo
@@ -46,6 +46,10 @@ bench: build
 # The CPU layer beside others', which live in a virtual environment of their own.
 bench-cpu: build $(PEERS)/.installed
 	$(PEERS)/bin/python -m bench.cpu_peers --json build/cpu_peers.json
+
+# Expert parallelism on two processes of one core each; minutes, on a machine that does nothing else.
+bench-ep: build
+	$(BIN)/python -m bench.expert_parallel --json build/expert_parallel.json
 
 $(PEERS)/.installed: $(wildcard bench/requirements-peers*.txt)
 	test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)

@@ -145,6 +145,89 @@ def evaluate(
 
 
 @app.command()
+def straggler(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL|TRACE.safetensors",
+            help="Folder of a Hugging Face MoE checkpoint, or a trace of router_logits or topk_ids"
+            " (docs/straggler.md).",
+            show_default="the model that ships",
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Text files or folders for a checkpoint; once for each.",
+            show_default="held-out Python source",
+        ),
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(metavar="LIST", help="Numbers of devices, comma-separated.")
+    ] = "4,8,32",
+    capacity_factor: Annotated[
+        str, typer.Option(metavar="LIST", help="Capacity factors, comma-separated.")
+    ] = "2,1.5,1",
+    expand: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="none: Token Drop; local: Expanded Drop on own experts."),
+    ] = "none,local",
+    max_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Read this much of each file.", show_default="all")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in one sequence.", show_default="512")
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens in one forward pass, about.")
+    ] = 4096,
+    device: Annotated[str, typer.Option(help="Where the model runs: cpu, cuda.")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads.", show_default=False)
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="OUT.json", help="Write every number here.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw the picture here.")
+    ] = None,
+    save_trace: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.safetensors", help="Keep what the model's tokens ask for here."),
+    ] = None,
+) -> None:
+    """Count how much the busiest expert and device hold, and what a capacity is worth there.
+
+    Places the experts on so many devices, in order, gives each device its share of the tokens, and
+    prints loads before and after capacity, the bound of the speed-up, and the bytes exchanged.
+    """
+    with _one_line_errors():
+        need(*_EVALUATION)
+        from ..evaluate.settings import EXPANDS, parse_choices, parse_factors, parse_numbers
+        from ..evaluate.straggler_run import StragglerRequest
+        from .show import count_and_print
+
+        count_and_print(
+            StragglerRequest(
+                source=source,
+                texts=text or [],
+                devices=parse_numbers("--devices", devices),
+                factors=parse_factors(capacity_factor),
+                expands=parse_choices("--expand", expand, EXPANDS),
+                max_bytes=max_bytes,
+                window=window,
+                batch_tokens=batch_tokens,
+                device=device,
+                threads=threads,
+                json=json,
+                plot=plot,
+                save_trace=save_trace,
+            )
+        )
+
+
+@app.command()
 def demo(
     json: Annotated[
         Path | None, typer.Option(metavar="OUT.json", help="Write every number here.")

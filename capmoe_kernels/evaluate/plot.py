@@ -14,7 +14,7 @@ _MAX_PANELS = 4
 _ASIDE = 0.006
 _BEFORE, _AFTER, _LINE = "#BBBBBB", "#0072B2", "#D55E00"
 # Okabe and Ito's colours, told apart by every kind of colour vision; marks repeat the difference.
-_STYLES = [
+STYLES = [
     ("#0072B2", "o", "-"),
     ("#D55E00", "s", "-"),
     ("#009E73", "^", "-"),
@@ -89,7 +89,7 @@ def _draw_loads(figure: Any, evaluation: Evaluation) -> None:
         axis.axhline(
             factor, color=_LINE, linestyle="--", linewidth=1.3, label=f"capacity factor {factor:g}"
         )
-        _tidy(axis)
+        tidy(axis)
         before, after = layer.load.expert_before or 0.0, layer.load.expert_after or 0.0
         axis.set_title(f"layer {index + 1}: {before:.1f}x → {after:.1f}x the mean", fontsize=10)
     axes[0].legend(frameon=False, fontsize=9, loc="upper right")
@@ -103,7 +103,7 @@ def _draw_quality(axis: Any, evaluation: Evaluation) -> None:
     axis.axhline(base, color="black", linewidth=1.2, label=f"dropless ({base:.3f})")
     lines = _lines(evaluation.results)
     for index, (name, results) in enumerate(lines.items()):
-        color, marker, line = _STYLES[index % len(_STYLES)]
+        color, marker, line = STYLES[index % len(STYLES)]
         aside = _ASIDE * (index - (len(lines) - 1) / 2)
         axis.errorbar(
             [(r.setting.factor or 0.0) + aside for r in results if r.setting],
@@ -123,7 +123,7 @@ def _draw_quality(axis: Any, evaluation: Evaluation) -> None:
     axis.set_title("Quality against capacity (lower is better)", fontsize=11)
     axis.set_xlabel("capacity factor (tighter to the right)", fontsize=10)
     axis.set_ylabel("bits per byte (bars: s.e. of the change, over files)", fontsize=10)
-    _tidy(axis)
+    tidy(axis)
     axis.legend(frameon=False, fontsize=9)
 
 
@@ -140,7 +140,8 @@ def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
     return lines
 
 
-def _tidy(axis: Any) -> None:
+def tidy(axis: Any) -> None:
+    """Fewer lines."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axis.set_axisbelow(True)

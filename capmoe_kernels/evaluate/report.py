@@ -24,12 +24,7 @@ def as_json(
 ) -> dict[str, Any]:
     """A tree of plain values; loads are in units of the mean demand of an expert or device."""
     return {
-        "schema": SCHEMA,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "backends": backends().serving,
-        "machine": describe(),
+        **about_this_run(),
         "model": model,
         "text": {
             "files": [{"path": str(each.path), "bytes": each.num_bytes} for each in documents],
@@ -42,6 +37,18 @@ def as_json(
         "transformers": _result(evaluation.transformers),
         "dropless": _result(evaluation.dropless),
         "results": [_result(result) for result in evaluation.results],
+    }
+
+
+def about_this_run() -> dict[str, Any]:
+    """Command, date, versions and machine."""
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "backends": backends().serving,
+        "machine": describe(),
     }
 
 

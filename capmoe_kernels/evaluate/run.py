@@ -76,12 +76,12 @@ def run(request: Request) -> Report:
     texts = read_texts(request.texts, request.max_bytes)
     checkpoint = load(request.model, request.device)
     _check_devices(checkpoint, request.num_devices)
-    window = _window(checkpoint, request.window)
+    window = choose_window(checkpoint, request.window)
     documents = tokenize(texts, checkpoint.tokenizer)
     batches = make_batches(documents, window, request.batch_tokens)
     settings = [DROPLESS, *request.settings]
     passes = (len(batches) + 1) * (len(settings) + 1)
-    with _threads(request.threads) as threads, _progress(passes) as on_pass:
+    with use_threads(request.threads) as threads, _progress(passes) as on_pass:
         theirs, ours = measure(
             checkpoint, batches, len(documents), settings, request.num_devices, on_pass
         )
@@ -117,10 +117,11 @@ def _write(
 def check_outputs(request: Request) -> None:
     """Raise UsageError where a file asked for could not be written."""
     for option, path in (("--json", request.json), ("--plot", request.plot)):
-        _check_output(option, path)
+        check_output(option, path)
 
 
-def _check_output(option: str, path: Path | None) -> None:
+def check_output(option: str, path: Path | None) -> None:
+    """Raise UsageError where ``path`` could not be written."""
     if path is None:
         return
     if path.is_dir():
@@ -140,7 +141,8 @@ def _check_devices(checkpoint: Checkpoint, num_devices: int) -> None:
         )
 
 
-def _window(checkpoint: Checkpoint, wanted: int | None) -> int:
+def choose_window(checkpoint: Checkpoint, wanted: int | None) -> int:
+    """``wanted``, or what the model reads at once."""
     longest = getattr(checkpoint.model.config, "max_position_embeddings", None)
     if wanted is None:
         return min(_DEFAULT_WINDOW, longest or _DEFAULT_WINDOW)
@@ -150,7 +152,7 @@ def _window(checkpoint: Checkpoint, wanted: int | None) -> int:
 
 
 @contextmanager
-def _threads(wanted: int | None) -> Iterator[int]:
+def use_threads(wanted: int | None) -> Iterator[int]:
     """Compute with so many threads; gives their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)

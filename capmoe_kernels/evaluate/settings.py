@@ -13,6 +13,8 @@ from .errors import UsageError
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 EXPANDS: tuple[str, ...] = ("none", "local")
+# Devices that anyone may want counted; each costs memory.
+_MOST = 4096
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,19 @@ def parse_factors(text: str) -> list[float]:
             raise UsageError(f"--capacity-factor {text}: {item} is not a finite number >= 0")
         factors.append(factor)
     return sorted(set(factors), reverse=True)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """``"4,8"`` to numbers >= 1, in the order given.
+
+    Raises:
+        UsageError: not a comma-separated list of such.
+    """
+    items = _items(option, text)
+    for item in items:
+        if not (item.isascii() and item.isdigit() and 1 <= int(item) <= _MOST):
+            raise UsageError(f"{option} {text}: {item!r} is not a number from 1 to {_MOST}")
+    return list(dict.fromkeys(int(item) for item in items))
 
 
 def parse_choices(option: str, text: str, choices: Sequence[str]) -> list[str]:
