@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -61,10 +63,26 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda world: f"{world}_ranks")
 def ranks(request, tmp_path_factory):
-    """What every rank found: a list by rank of (outcomes by layer, refusals)."""
-    folder = tmp_path_factory.mktemp("ranks")
-    world = request.param
-    multiprocessing.spawn(shard_ranks.run_rank, (world, LAYERS | NAN, str(folder)), world)
+    """What every rank found: a list by rank of (outcomes by layer, refusals).
+
+    pytest-xdist's workers share one run of the processes: the first starts it, others wait.
+    """
+    world, base = request.param, tmp_path_factory.getbasetemp()
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = (base.parent / f"ranks-{run}-{world}") if run else base / f"ranks-{world}"
+    done = folder / "done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        ends = time.monotonic() + 120
+        while not done.exists() and time.monotonic() < ends:
+            time.sleep(0.1)
+    else:
+        try:
+            layers = LAYERS | NAN
+            multiprocessing.spawn(shard_ranks.run_rank, (world, layers, str(folder)), world)
+        finally:
+            done.touch()
     return [torch.load(folder / str(rank)) for rank in range(world)]
 
 
