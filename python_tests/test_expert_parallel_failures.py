@@ -72,6 +72,20 @@ def dies(rank, layer, phase, victim=3):
     os._exit(1)
 
 
+def is_late(rank):
+    """Rank 0 alone runs out of patience, and blames who never came, not who waits like itself."""
+    ep = FIXED.build(timeout=2.5 if rank == 0 else None)
+    routing = ep.route(FIXED.logits(rank))
+    time.sleep(4 if rank == 2 else 0)
+    if rank != 0:
+        ep.dispatch(FIXED.hidden(rank), routing)
+        return
+    with pytest.raises(RankError) as caught:
+        ep.dispatch(FIXED.hidden(rank), routing)
+    assert caught.value.ranks == (2,)
+    time.sleep(3)  # the exchange itself goes on
+
+
 def raises(rank):
     """Rank 1's wrong argument is its own ValueError; the rest are told, long before the timeout."""
     layer = FIXED
@@ -211,6 +225,10 @@ def test_a_rank_that_stalls_or_dies(layer, phase):
     run_ranks(4, stalls, layer, phase)
     took = run_ranks(4, dies, layer, phase, lost={3})
     assert max(took[:3]) < TIMEOUT / 2  # a closed connection is seen at once
+
+
+def test_a_rank_that_is_late():
+    run_ranks(4, is_late)
 
 
 def test_the_rank_that_holds_the_store_dies():
