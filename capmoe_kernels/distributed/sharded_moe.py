@@ -7,10 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._checks import FLOATS, require_inference, require_int, require_tensor
+from .._layer_checks import expert_tensors
 from ..capacity import Capacity
 from ..experts import Experts
 from ..gating import Gating
-from ..layer import _grouped_mlp, _tensors
+from ..layer import _grouped_mlp
 from ..ops import run
 from ..routing import Routing, route, select
 
@@ -95,7 +96,7 @@ def _check(
     require_tensor("hidden_states", hidden_states, hidden, [dtype], device, "T, H")
     logits = [num_tokens, shard.num_experts]
     require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
-    require_inference(hidden_states=hidden_states, **_tensors(shard))
+    require_inference(hidden_states=hidden_states, **expert_tensors(shard))
     rank = dist.get_rank(group)
     if shard.down_bias is not None and rank != 0:
         raise ValueError(
