@@ -10,21 +10,22 @@ from ._routing_checks import check_route
 from .capacity import Capacity
 from .experts import Experts
 from .gating import Gating
+from .packed_experts import PackedExperts
 
 
 def is_plain(hidden_states: Tensor, router_logits: Tensor, experts: Experts) -> bool:
     """Whether :func:`check_moe` would surely pass these: what most calls are, found out fast."""
     if torch.compiler.is_compiling():
         return False
-    types = (type(hidden_states), type(router_logits), type(experts))
-    if types != (Tensor, Tensor, Experts):
+    if (type(hidden_states), type(router_logits)) != (Tensor, Tensor):
+        return False
+    if type(experts) not in (Experts, PackedExperts):
         return False
     down, x, logits = experts.down_proj, hidden_states.shape, router_logits.shape
-    num_experts, hidden, _ = down.shape
     return (
         len(x) == 2
-        and x[1] == hidden
-        and logits == (x[0], num_experts)
+        and x[1] == experts.hidden_size
+        and logits == (x[0], experts.num_experts)
         and hidden_states.dtype == down.dtype
         and router_logits.dtype in FLOATS
         and hidden_states.device == router_logits.device == down.device
