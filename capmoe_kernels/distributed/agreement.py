@@ -27,11 +27,11 @@ def group_timeout(group: dist.ProcessGroup) -> float:
     return timeout.total_seconds()
 
 
-def own_store(group: dist.ProcessGroup) -> Store:
-    """A part of the group's store for one object that every rank of it builds in the same order."""
+def own_store(group: dist.ProcessGroup, kind: str = "built") -> Store:
+    """A part of the group's store for one object of a kind that all ranks build in one order."""
     store = group.get_group_store()
-    built = store.add(f"capmoe/built/{group.rank()}", 1)
-    return PrefixStore(f"capmoe/{built}", store)
+    built = store.add(f"capmoe/{kind}/{group.rank()}", 1)
+    return PrefixStore(f"capmoe/{kind}/{built}", store)
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from ..gating import Gating
 from ..layer import _grouped_mlp
 from ..ops import run
 from ..routing import Routing, route, select
+from .shard_peers import Peers
+from .shard_terms import ShardTerms
+from .terms import numbers
 
 
 def sharded_moe(
@@ -39,13 +42,16 @@ def sharded_moe(
 
     Args:
         hidden_states: [T, H] of the shard's dtype.
-        router_logits: [T, E], of all E experts.
+        router_logits: [T, E], of all E experts. A NaN forbids its expert, as everywhere but in
+            :func:`capmoe_kernels.route` on a CPU, where it would keep one rank from coming.
         shard: this rank's :func:`shard_experts`, for its rank in ``group`` and the group's size.
         gating, capacity: the same on every rank.
-        group: None is the default group.
+        group: NCCL for CUDA tensors, gloo for the CPU's; None is the default group. All calls in a
+            group are collective: every rank makes the same ones, in the same order.
         max_tokens: what every rank's tokens are padded to, the same on every rank and at least
             each one's T. None: the largest T, for which the ranks exchange their sizes and the
-            host waits; they then also find out whether they were called alike.
+            host waits. They compare the rest of their arguments, too: then in every call, and
+            where ``max_tokens`` is given in the first that has these, by way of the group's store.
         token_mask, token_priority, selection_bias: of this rank, see :func:`capmoe_kernels.route`.
 
     Returns:
@@ -53,41 +59,38 @@ def sharded_moe(
         sums are float32, and what they come to is rounded again.
 
     Raises:
-        TypeError, ValueError: naming the argument and what it expects, or the rank that was called
-            with other sizes. An error on one rank leaves the others waiting for the group's
-            timeout.
+        TypeError, ValueError: naming the argument and what it expects; the other ranks get a
+            RankError. Where arguments differ between ranks, a ValueError of every rank.
+        RankError: another rank died, stalled, raised, or was not called alike, within the group's
+            timeout: ``.ranks`` and ``.phase``, which is ``"agreement"``, ``"sizes"``, ``"gather"``
+            or ``"reduce-scatter"``. The group is of no more use. With NCCL, of the agreement only.
         RuntimeError: an input requires grad.
     """
-    _check(hidden_states, router_logits, shard, group)
-    own = route(
-        router_logits,
-        gating,
-        capacity,
-        token_mask=token_mask,
-        token_priority=token_priority,
-        selection_bias=selection_bias,
-    )
-    num_tokens = hidden_states.shape[0]
-    if max_tokens is None:
-        max_tokens = _agree(hidden_states, shard.num_experts, own, group)
-    require_int("max_tokens", max_tokens, minimum=num_tokens)
-    if max_tokens == 0:
-        return torch.empty_like(hidden_states)
-    tokens = _gather(_padded(hidden_states, max_tokens, 0), group)
-    routing = _routing_of_all(own, max_tokens, shard.num_experts, group)
-    rows = _grouped_mlp(tokens, shard, routing, routing.row_tokens)
-    partial: Tensor = run("combine", rows.float(), routing.rows, routing.weights)
-    out = partial.new_empty(max_tokens, partial.shape[1])
-    dist.reduce_scatter_single(out, partial, group=group)
-    return out[:num_tokens].to(hidden_states.dtype)
+    peers = Peers(group)
+    with peers.guard():
+        _check(hidden_states, router_logits, shard, peers.rank)
+        own = route(
+            numbers(router_logits),
+            gating,
+            capacity,
+            token_mask=token_mask,
+            token_priority=token_priority,
+            selection_bias=selection_bias,
+        )
+        size = _agreed_size(
+            hidden_states, shard, ShardTerms.of(shard, gating, own, max_tokens), peers
+        )
+        if size == 0:
+            return torch.empty_like(hidden_states)
+        tokens = peers.gather(_padded(hidden_states, size, 0))
+        routing = _routing_of_all(own, size, shard.num_experts, peers)
+        rows = _grouped_mlp(tokens, shard, routing, routing.row_tokens)
+        partial: Tensor = run("combine", rows.float(), routing.rows, routing.weights)
+        out = peers.reduce_scatter(partial)
+        return out[: hidden_states.shape[0]].to(hidden_states.dtype)
 
 
-def _check(
-    hidden_states: Tensor,
-    router_logits: Tensor,
-    shard: Experts,
-    group: dist.ProcessGroup | None,
-) -> None:
+def _check(hidden_states: Tensor, router_logits: Tensor, shard: Experts, rank: int) -> None:
     if not isinstance(shard, Experts):
         raise TypeError(f"shard must be capmoe_kernels.Experts, got {type(shard).__name__}")
     num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
@@ -97,43 +100,33 @@ def _check(
     logits = [num_tokens, shard.num_experts]
     require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
     require_inference(hidden_states=hidden_states, **expert_tensors(shard))
-    rank = dist.get_rank(group)
     if shard.down_bias is not None and rank != 0:
         raise ValueError(
             f"shard must have no down_bias on rank {rank}: only rank 0's shard_experts adds it"
         )
 
 
-def _agree(
-    hidden_states: Tensor, num_experts: int, own: Routing, group: dist.ProcessGroup | None
-) -> int:
-    """The largest T of the group; ValueError where the ranks' other sizes differ.
+def _agreed_size(hidden_states: Tensor, shard: Experts, terms: ShardTerms, peers: Peers) -> int:
+    """What every rank's tokens are padded to; ValueError where the ranks were not called alike.
 
-    Other sizes would let the gathers hang, or mix up what they carry.
+    Unlike calls would let the gathers hang, or mix up what they carry.
     """
-    num_tokens, hidden = hidden_states.shape
-    alike = hidden, hidden_states.element_size(), num_experts, own.expert_ids.shape[1]
-    mine = torch.tensor([[num_tokens, *alike]], device=hidden_states.device)
-    everyone = _gather(mine, group).tolist()
-    for rank, (_, *other) in enumerate(everyone):
-        if other != everyone[0][1:]:
-            raise ValueError(
-                "sharded_moe must be called alike on every rank: [hidden size, bytes of a number,"
-                f" experts, candidates] are {other} on rank {rank}, {everyone[0][1:]} on rank 0"
-            )
-    return int(max(tokens for tokens, *_ in everyone))
+    num_tokens, neurons = hidden_states.shape[0], shard.intermediate_size
+    if terms.max_tokens is None:
+        return peers.largest(num_tokens, terms, neurons, hidden_states.device)
+    require_int("max_tokens", terms.max_tokens, minimum=num_tokens)
+    peers.agree(terms, neurons)
+    return terms.max_tokens
 
 
-def _routing_of_all(
-    own: Routing, max_tokens: int, num_experts: int, group: dist.ProcessGroup | None
-) -> Routing:
+def _routing_of_all(own: Routing, size: int, num_experts: int, peers: Peers) -> Routing:
     """Rows for the pairs that every rank kept. The choices travel, so no rank repeats a gate.
 
     A dropped pair and a padding token ask for expert E, which is none.
     """
     ids = own.expert_ids.masked_fill(own.rows < 0, num_experts)
     choices = torch.cat([ids, own.weights.view(torch.int32)], dim=1)
-    ids, bits = _gather(_padded(choices, max_tokens, num_experts), group).chunk(2, dim=1)
+    ids, bits = peers.gather(_padded(choices, size, num_experts)).chunk(2, dim=1)
     # A padding token's weights are E read as floats: numbers, which nothing uses.
     weights = bits.contiguous().view(torch.float32)
     return select(ids, weights, num_experts)
@@ -146,10 +139,3 @@ def _padded(rows: Tensor, size: int, value: int) -> Tensor:
     padded = rows.new_full((size, rows.shape[1]), value)
     padded[: rows.shape[0]] = rows
     return padded
-
-
-def _gather(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All ranks' rows, which are equally many, in the order of the ranks."""
-    everyone = rows.new_empty(dist.get_world_size(group) * rows.shape[0], rows.shape[1])
-    dist.all_gather_single(everyone, rows, group=group)
-    return everyone

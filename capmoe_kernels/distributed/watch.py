@@ -26,7 +26,8 @@ class RankError(RuntimeError):
     Attributes:
         ranks: who, as ranks of the group; empty where it cannot be told.
         phase: the exchange they did not take part in: ``"construction"``, ``"counts"``,
-            ``"dispatch"`` or ``"combine"``.
+            ``"dispatch"`` or ``"combine"``; of ``sharded_moe``, ``"agreement"``, ``"sizes"``,
+            ``"gather"`` or ``"reduce-scatter"``.
     """
 
     def __init__(self, ranks: tuple[int, ...], phase: str, what: str):
@@ -46,13 +47,14 @@ class Pending(NamedTuple):
 
 
 class _Word(NamedTuple):
-    """What a rank last wrote: the step it is in, and what it does there.
+    """What a rank last wrote: the step it is in, what it does there, and what it takes it for.
 
     "waiting", "failed", "done" with finding out why, or "raised ...": its own exception.
     """
 
     step: int = 0
     state: str = ""
+    phase: str = ""
 
 
 class Watch:
@@ -114,8 +116,10 @@ class Watch:
             if not written:
                 self._write("waiting", pending.step, pending.phase)
                 written = True
+            words = self._words(pending.phase)
+            _check_phase(pending, words)
             if pending.step != self._raised_at:  # else all raised alike, and go on
-                self._check_raised(pending, self._words(pending.phase))
+                _check_raised(pending, words)
             if time.monotonic() + self._patience > deadline:
                 self._blame(pending, deadline, f"no answer in {self._timeout:g} s")
 
@@ -141,7 +145,8 @@ class Watch:
         self._write("failed", pending.step, pending.phase)
         while True:
             words = self._words(pending.phase)
-            self._check_raised(pending, words)
+            _check_phase(pending, words)
+            _check_raised(pending, words)
             healthy = {
                 rank
                 for rank, word in words.items()
@@ -156,11 +161,6 @@ class Watch:
         what = f"died or stalled and did not take part in exchange {pending.step} ({reason})"
         raise RankError(tuple(absent or silent), pending.phase, what) from cause
 
-    def _check_raised(self, pending: Pending, words: dict[int, _Word]) -> None:
-        for rank, word in words.items():
-            if word.step == pending.step and word.state.startswith("raised"):
-                raise RankError((rank,), pending.phase, word.state)
-
     def _leave(self, pending: Pending, error: RankError, deadline: float) -> None:
         """A rank that holds the store stays until those it does not blame have read enough."""
         with suppress(RankError):
@@ -174,7 +174,7 @@ class Watch:
 
     def _write(self, state: str, step: int, phase: str) -> None:
         with self._answering(phase):
-            self._store.set(str(self._rank), json.dumps(_Word(step, state)))
+            self._store.set(str(self._rank), json.dumps(_Word(step, state, phase)))
 
     def _words(self, phase: str) -> dict[int, _Word]:
         with self._answering(phase):
@@ -191,3 +191,22 @@ class Watch:
             ranks = () if self._host is None else (self._host,)
             what = "that holds the group's store died: the store does not answer"
             raise RankError(ranks, phase, what) from error
+
+
+def _check_raised(pending: Pending, words: dict[int, _Word]) -> None:
+    for rank, word in words.items():
+        if word.step == pending.step and word.state.startswith("raised"):
+            raise RankError((rank,), pending.phase, word.state)
+
+
+def _check_phase(pending: Pending, words: dict[int, _Word]) -> None:
+    """Raise where others wait for another exchange than this one: neither would ever end."""
+    phases = {
+        rank: word.phase
+        for rank, word in words.items()
+        if word.step == pending.step and not word.state.startswith("raised")
+    }
+    astray = tuple(rank for rank, phase in phases.items() if phase != pending.phase)
+    if astray:
+        what = f"{'are' if len(astray) > 1 else 'is'} in {phases[astray[0]]!r} at that point:"
+        raise RankError(astray, pending.phase, f"{what} the ranks were not called alike")
