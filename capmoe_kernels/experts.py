@@ -103,8 +103,11 @@ class Experts:
 
         Where the CPU backend serves, the weights of CPU tensors are copied into its own layout
         (:class:`~capmoe_kernels.packed_experts.PackedExperts`): faster from the first token on,
-        and no result changes by a bit. Elsewhere this is :meth:`concat`. What is packed does not
-        follow later changes of these weights.
+        and no result changes by a bit; the copy does not follow later changes of these weights.
+        Elsewhere this is :meth:`concat`.
+
+        Raises:
+            RuntimeError: a weight requires grad, outside ``torch.no_grad()``; only where it copies.
         """
         from .backends import backends
         from .packed_experts import pack

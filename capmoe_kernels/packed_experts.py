@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .experts import Experts
+from ._checks import require_choice, require_inference
+from .experts import Activation, Experts
 from .ops import run
 
 
@@ -32,6 +33,8 @@ class PackedExperts(Experts):
     def __post_init__(self) -> None:
         if self.sizes == (0, 0, 0):
             raise TypeError("PackedExperts is made by Experts.pack()")
+        require_choice("PackedExperts.activation", self.activation, get_args(Activation))
+        require_choice("PackedExperts.layout", self.layout, ("packed",))
 
     @property
     def num_experts(self) -> int:
@@ -53,7 +56,13 @@ class PackedExperts(Experts):
 
 
 def pack(experts: Experts) -> PackedExperts:
-    """Copies the weights; an expert at a time, so that no third copy of all is ever there."""
+    """Copies the weights; an expert at a time, so that no third copy of all is ever there.
+
+    Raises:
+        RuntimeError: a weight requires grad, outside ``torch.no_grad()``.
+    """
+    names = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias")
+    require_inference(**{f"Experts.{name}": getattr(experts, name) for name in names})
     halves = 2 if experts.is_gated else 1
     bias = experts.gate_up_bias
     if bias is not None:
@@ -62,7 +71,7 @@ def pack(experts: Experts) -> PackedExperts:
         "gate_up_proj": _packed(experts.gate_up_proj, experts.is_gated, experts.layout),
         "down_proj": _packed(experts.down_proj, False, "concat"),
         "gate_up_bias": bias,
-        "down_bias": None if experts.down_bias is None else experts.down_bias.contiguous(),
+        "down_bias": None if experts.down_bias is None else _copy(experts.down_bias),
     }
     sizes = experts.num_experts, experts.hidden_size, experts.intermediate_size
     return PackedExperts(**weights, activation=experts.activation, layout="packed", sizes=sizes)
@@ -85,4 +94,8 @@ def _packed(weights: Tensor, gated: bool, layout: str) -> Tensor:
 def _padded_bias(bias: Tensor, halves: int) -> Tensor:
     rows = bias.shape[1] // halves
     padded = F.pad(bias.view(-1, halves, rows), (0, -rows % 16))
-    return padded.flatten(1).contiguous(memory_format=torch.contiguous_format)
+    return _copy(padded.flatten(1))
+
+
+def _copy(bias: Tensor) -> Tensor:
+    return bias.clone(memory_format=torch.contiguous_format)

@@ -81,10 +81,11 @@ def test_any_strides(cpu_backend):
 
 def test_what_is_packed_keeps_its_values(cpu_backend):
     """Unpacked weights are never cached: a change in place, behind torch's back too, is seen."""
-    experts = make_experts(2, 16, 8)
+    experts = make_experts(2, 16, 8, bias=True)
     x, logits = normal((9, 16)), router_logits(9, 2)
     packed, before = experts.pack(), cm.moe(x, logits, experts, cm.Gating(1))
     experts.down_proj.data.mul_(2)
+    experts.down_bias.data.mul_(2)
     assert cm.moe(x, logits, packed, cm.Gating(1)).equal(before)
     assert cm.moe(x, logits, experts, cm.Gating(1)).equal(2 * before)
 
@@ -112,6 +113,15 @@ def test_one_expert_and_no_token(cpu_backend, dtype):
     assert cm.moe(x[:0], logits[:0], experts.pack(), cm.Gating(1)).shape == (0, 24)
 
 
+def test_weights_that_require_grad_are_refused(cpu_backend):
+    experts = make_experts(2, 16, 8)
+    experts.down_proj.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"Experts\.down_proj requires grad"):
+        experts.pack()
+    with torch.no_grad():
+        assert not experts.pack().down_proj.requires_grad
+
+
 def test_layout_packed_is_only_made_by_pack():
     experts = make_experts(2, 16, 8)
     with pytest.raises(ValueError, match="layout must be one of 'concat', 'interleaved'"):
@@ -130,6 +140,11 @@ def test_the_op_refuses_what_does_not_fit(cpu_backend):
         torch.ops.capmoe.pack(torch.zeros(1, 3, 4), True, "concat")
     with pytest.raises(RuntimeError, match="layout must be one of concat, interleaved, got packed"):
         torch.ops.capmoe.pack(torch.zeros(1, 4, 4), True, "packed")
+    for pack in (torch.ops.capmoe.pack, reference.pack):
+        with pytest.raises((RuntimeError, ValueError), match="must be concat for weights that"):
+            pack(torch.zeros(1, 4, 4), False, "interleaved")
+    with pytest.raises(ValueError, match=r"PackedExperts\.layout must be one of 'packed'"):
+        replace(make_experts(2, 16, 8).pack(), layout="concat")
     with pytest.raises(RuntimeError, match="weights must be float32, bfloat16 or float16"):
         torch.ops.capmoe.pack(torch.zeros(1, 4, 4).double(), True, "concat")
     packed = make_experts(2, 40, 24).pack()
@@ -145,6 +160,14 @@ def test_the_op_refuses_what_does_not_fit(cpu_backend):
             torch.ops.capmoe.grouped_mlp(
                 normal((5, hidden)), up, down, None, None, *places, "silu", "packed"
             )
+
+
+def test_a_row_without_a_token_is_refused(cpu_backend):
+    experts = make_experts(1, 16, 8)
+    ends = torch.tensor([0, 2]).int(), torch.tensor([2]).int(), torch.tensor([0, -1]).int()
+    weights = experts.gate_up_proj, experts.down_proj, None, None
+    with pytest.raises(RuntimeError, match="row_tokens must give expert 0 a token for row 1"):
+        torch.ops.capmoe.grouped_mlp(normal((3, 16)), *weights, *ends, "silu", "concat")
 
 
 def test_wrong_hidden_size_is_named(cpu_backend):

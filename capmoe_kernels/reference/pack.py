@@ -14,6 +14,8 @@ def pack(weights: Tensor, gated: bool, layout: str) -> Tensor:
     experts, rows, columns = weights.shape
     pair = _columns_together(weights)
     halves = 2 if gated else 1
+    if layout == "interleaved" and not gated:
+        raise ValueError("layout must be concat for weights that are not gated, got interleaved")
     if layout == "interleaved":
         weights = torch.cat([weights[:, ::2], weights[:, 1::2]], dim=1)
     padding = (0, -columns % (pair * BLOCK), 0, -(rows // halves) % BLOCK)

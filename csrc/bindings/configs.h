@@ -114,7 +114,7 @@ inline GroupedMlp mlp_config(const Tensor& down_proj, Strings activation, String
                                          {"swigluoai", Activation::swigluoai},
                                          {"relu", Activation::relu},
                                          {"relu2", Activation::relu2}});
-  config.interleaved = parse<bool>("layout", layout, {{"concat", false}, {"interleaved", true}});
+  config.interleaved = parse<bool>("layout", layout, {{"concat", false}, {"interleaved", true}}) && config.gated;
   return config;
 }
 

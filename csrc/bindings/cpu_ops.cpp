@@ -113,6 +113,7 @@ Tensor pack(const Tensor& weights, bool gated, Strings layout) {
   check_shape(weights, "weights", {-1, -1, -1});
   check_float(weights, "weights");
   const bool interleaved = parse<bool>("layout", layout, {{"concat", false}, {"interleaved", true}});
+  STD_TORCH_CHECK(gated || !interleaved, "layout must be concat for weights that are not gated, got ", layout);
   const int64_t experts = weights.size(0), rows = weights.size(1), columns = weights.size(2);
   STD_TORCH_CHECK(rows >= 1 && columns >= 1, "weights must have rows and columns, got ", rows, " and ", columns);
   STD_TORCH_CHECK(!gated || rows % 2 == 0, "weights must have an even number of rows where gated, got ", rows);
@@ -128,6 +129,18 @@ Tensor pack(const Tensor& weights, bool gated, Strings layout) {
   return out;
 }
 
+// A token for every row of an expert; only padding may have none.
+void check_row_tokens(const Tensor& row_tokens, const Tensor& expert_offsets, const Tensor& tokens_per_expert) {
+  const int32_t *tokens = read<int32_t>(row_tokens), *offsets = read<int32_t>(expert_offsets);
+  const int32_t* counts = read<int32_t>(tokens_per_expert);
+  for (int64_t e = 0; e < tokens_per_expert.size(0); ++e) {
+    for (int64_t row = offsets[e]; row < int64_t{offsets[e]} + counts[e]; ++row) {
+      STD_TORCH_CHECK(tokens[row] >= 0, "row_tokens must give expert ", e, " a token for row ", row, ", got ",
+                      tokens[row]);
+    }
+  }
+}
+
 Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& down_proj,
                    const MaybeTensor& gate_up_bias, const MaybeTensor& down_bias, const Tensor& expert_offsets,
                    const Tensor& tokens_per_expert, const MaybeTensor& row_tokens, Strings activation, Strings layout) {
@@ -141,6 +154,7 @@ Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& do
   const int64_t rows = tokens ? tokens->size(0) : in.size(0);
   if (tokens) check_indices(*tokens, "row_tokens", in.size(0));
   check_offsets(offsets, counts, rows);
+  if (tokens) check_row_tokens(*tokens, offsets, counts);
   Tensor y = new_tensor(in, {rows, config.hidden}, in.scalar_type());
   dispatch_float(in, [&](auto type) {
     using T = decltype(type);

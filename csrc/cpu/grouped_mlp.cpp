@@ -68,7 +68,8 @@ class Kept {
     return memory;
   }
 
-  void give(const Memory& memory) noexcept {
+  void give(const Memory& memory) {
+    if (memory.bytes > kKeptBytes) return release(memory);
     list_.push_back(memory);
     total_ += memory.bytes;
     while (total_ > kKeptBytes) {  // the oldest first
@@ -111,7 +112,11 @@ void grouped_mlp(const T* x, const int32_t* row_tokens, const T* gate_up_proj, c
                  const int32_t* tokens_per_expert, const GroupedMlp& config, T* y, const ParallelFor& parallel_for) {
   const Isa isa = chosen_isa();
   const int64_t row_bytes = config.hidden * static_cast<int64_t>(sizeof(T));
-  const int64_t y_bytes = expert_offsets[config.num_experts] * row_bytes;
+  int64_t rows = 0;
+  for (int64_t e = 0; e < config.num_experts; ++e) {
+    rows = std::max<int64_t>(rows, int64_t{expert_offsets[e]} + tokens_per_expert[e]);
+  }
+  const int64_t y_bytes = rows * row_bytes;
   wish_for_huge_pages(y, y_bytes);
   const bool whole_lines = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(y) % 64 == 0;
   const GroupedMlpArgs<T> args{x,

@@ -75,7 +75,7 @@ void multiply_plain(const Matrix<T>& matrix, int64_t block, const float* tokens,
     __m512 sum[kRows] = {};
     const int64_t count = std::min(kRowSize, columns - k);
     for (int64_t i = 0; i < count; i += kBlock) {
-      if ((k + i) % (64 / sizeof(T)) == 0) ask_ahead(k + i + kAheadBytes / sizeof(T) < columns ? rows : next, k + i);
+      if ((k + i) % (64 / sizeof(T)) == 0) ask_ahead(k + i + kAhead<T> < columns ? rows : next, k + i);
       __m512i column[kBlock];
       load_rows(rows, k + i, count - i, column);
       transpose(column);

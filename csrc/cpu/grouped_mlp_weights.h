@@ -29,10 +29,12 @@ struct Matrix {
 constexpr int64_t kAheadBytes = 512;
 
 template <class T>
+constexpr int64_t kAhead = kAheadBytes / static_cast<int64_t>(sizeof(T));
+
+template <class T>
 inline void ask_ahead(const T* const rows[kBlock], int64_t k) {
-  constexpr int64_t kAhead = kAheadBytes / sizeof(T);
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kBlock; ++i) __builtin_prefetch(rows[i] + k + kAhead);
+  for (int64_t i = 0; i < kBlock; ++i) __builtin_prefetch(rows[i] + k + kAhead<T>);
 }
 
 // `columns` columns of sixteen rows, zeros where a row is null, turned to [count][16].

@@ -79,7 +79,7 @@ inline Vec erf(Vec x) {
   return t > 0.927734375f ? far : near;
 }
 
-// x / d for d of at least 1, within 2 ulp; 0 where d is infinite.
+// x / d for d of at least 1, within 2 ulp up to d = 1e38; beyond that, 0 of AVX-512.
 inline Vec divide(Vec x, Vec d) {
 #if CAPMOE_LANES == 16
   // A division takes as long as all of exp.
