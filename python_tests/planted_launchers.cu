@@ -44,7 +44,7 @@ int mark(const int32_t* ids, const float* scores, int64_t tokens, int64_t column
          uint32_t* asks, uint32_t* top, uint32_t* counters) {
   capmoe::Select config = {};
   config.tokens = tokens, config.columns = columns, config.top_k = top_k, config.num_experts = num_experts;
-  return caught([&] { cuda::mark(ids, scores, config, {asks, top, nullptr, counters, true}, nullptr); });
+  return caught([&] { cuda::mark(ids, scores, config, {asks, top, nullptr, nullptr, counters, true}, nullptr); });
 }
 
 // The plain top-k: softmax, nothing renormalised.

@@ -71,8 +71,8 @@ def combine_many_tokens(seed: int) -> None:
 
 
 def combine_as_many_as_fit(seed: int) -> None:
-    """Four tokens of 768 candidates: 48 KiB, and there are static bytes beside them."""
-    combine(seed, tokens=4, columns=768)
+    """Two tokens of 1,536 candidates in a block: 48 KiB, and there are static bytes beside them."""
+    combine(seed, tokens=4, columns=1536)
 
 
 def mark(seed: int, tokens=70, experts=12) -> None:
@@ -144,7 +144,7 @@ DISPATCH = bugs_of(
 COMBINE = bugs_of(
     "combine.cu",
     ("shared-forgotten", "<<<grid, block, shared,", "<<<grid, block, 0,", combine, OutOfBounds),
-    ("shared-of-one-token", "block.y * columns * sizeof(Term)", "columns * sizeof(Term)", combine,
+    ("shared-of-one-token", "block.y * places * sizeof(Term)", "places * sizeof(Term)", combine,
      OutOfBounds),
     ("static-shared-forgotten", "shared + sizeof(int) * kMaxTokensPerBlock > kDefaultShared",
      "shared > kDefaultShared", combine_as_many_as_fit, BadLaunch),
@@ -152,7 +152,7 @@ COMBINE = bugs_of(
      "(slices), static_cast<unsigned>(ceil_div(tokens, block.y)))", combine, WRONG),
     ("packs-of-odd-rows", "places % 16 == 0 && hidden % kWidth == 0", "places % 16 == 0",
      combine_odd_rows, (Misaligned, OutOfBounds)),
-    ("four-packs-of-any-row", " && hidden % (kWarp * kWidth * 4) == 0", "", combine_many_tokens,
+    ("four-packs-of-any-row", "many && fits(4)", "many", combine_many_tokens,
      (GlobalRace, OutOfBounds)),
 )  # fmt: skip
 

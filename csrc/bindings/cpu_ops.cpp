@@ -144,9 +144,8 @@ void check_row_tokens(const Tensor& row_tokens, const Tensor& expert_offsets, co
 Tensor grouped_mlp(const Tensor& x, const Tensor& gate_up_proj, const Tensor& down_proj,
                    const MaybeTensor& gate_up_bias, const MaybeTensor& down_bias, const Tensor& expert_offsets,
                    const Tensor& tokens_per_expert, const MaybeTensor& row_tokens, Strings activation, Strings layout) {
-  check_shape(x, "x", {-1, layout == "packed" ? -1 : down_proj.size(1)});
   const GroupedMlp config =
-      experts_config(x.size(1), gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
+      experts_config(x, "x", gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
   check_grouped_mlp(x, config.hidden, down_proj, expert_offsets, tokens_per_expert, row_tokens);
   const Tensor in = dense(x), up = dense(gate_up_proj), down = dense(down_proj);
   const Tensor offsets = dense(expert_offsets), counts = dense(tokens_per_expert);
@@ -236,9 +235,8 @@ Tensor moe(const Tensor& hidden_states, const Tensor& router_logits, const Maybe
            const MaybeInt& max_experts_per_token, int64_t reroute_rounds, int64_t experts_per_budget, int64_t seed,
            int64_t num_rows, const Tensor& gate_up_proj, const Tensor& down_proj, const MaybeTensor& gate_up_bias,
            const MaybeTensor& down_bias, Strings activation, Strings layout) {
-  check_shape(hidden_states, "hidden_states", {-1, layout == "packed" ? -1 : down_proj.size(1)});
-  const GroupedMlp mlp =
-      experts_config(hidden_states.size(1), gate_up_proj, down_proj, gate_up_bias, down_bias, activation, layout);
+  const GroupedMlp mlp = experts_config(hidden_states, "hidden_states", gate_up_proj, down_proj, gate_up_bias,
+                                        down_bias, activation, layout);
   check_shape(router_logits, "router_logits", {-1, -1});
   check_moe(hidden_states, mlp.hidden, router_logits, down_proj, token_mask, token_priority);
   const Gate gating = gate_config(router_logits, selection_bias, top_k, scoring, renormalize, scaling, num_groups,

@@ -26,15 +26,17 @@ inline void check_packed(int64_t hidden, const Tensor& gate_up_proj, const Tenso
   if (down_bias) check(*down_bias, "down_bias", {experts, hidden}, dtype);
 }
 
-// `hidden` is that of x.
-inline GroupedMlp experts_config(int64_t hidden, const Tensor& gate_up_proj, const Tensor& down_proj,
-                                 const MaybeTensor& gate_up_bias, const MaybeTensor& down_bias, Strings activation,
-                                 Strings layout) {
+// H of packed weights is that of the tokens.
+inline GroupedMlp experts_config(const Tensor& tokens, const char* name, const Tensor& gate_up_proj,
+                                 const Tensor& down_proj, const MaybeTensor& gate_up_bias, const MaybeTensor& down_bias,
+                                 Strings activation, Strings layout) {
   const bool gated = is_gated(activation);
   if (layout != "packed") {
     check_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, gated);
     return mlp_config(down_proj, activation, layout);
   }
+  check_shape(tokens, name, {-1, -1});
+  const int64_t hidden = tokens.size(1);
   check_packed(hidden, gate_up_proj, down_proj, gate_up_bias, down_bias, gated);
   GroupedMlp config = mlp_config(down_proj, activation, "concat");
   config.hidden = hidden;
