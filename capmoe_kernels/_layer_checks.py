@@ -54,8 +54,16 @@ def check_moe(
     token_priority: Tensor | None,
     selection_bias: Tensor | None,
 ) -> None:
+    check_tensors(hidden_states, router_logits, experts, "experts")
+    check_route(router_logits, gating, capacity, token_mask, token_priority, selection_bias)
+
+
+def check_tensors(
+    hidden_states: Tensor, router_logits: Tensor, experts: Experts, name: str
+) -> None:
+    """Refuse what does not fit together; ``name`` is the caller's for ``experts``."""
     if not isinstance(experts, Experts):
-        raise TypeError(f"experts must be capmoe_kernels.Experts, got {type(experts).__name__}")
+        raise TypeError(f"{name} must be capmoe_kernels.Experts, got {type(experts).__name__}")
     num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
     dtype, device = experts.down_proj.dtype, experts.down_proj.device
     hidden = [num_tokens, experts.hidden_size]
@@ -63,7 +71,6 @@ def check_moe(
     logits = [num_tokens, experts.num_experts]
     require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
     require_inference(hidden_states=hidden_states, **expert_tensors(experts))
-    check_route(router_logits, gating, capacity, token_mask, token_priority, selection_bias)
 
 
 def expert_tensors(experts: Experts) -> dict[str, Tensor | None]:

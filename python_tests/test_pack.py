@@ -105,6 +105,17 @@ def test_a_row_does_not_depend_on_its_neighbours(cpu_backend, dtype, pack):
 
 
 @dtypes
+def test_rows_beyond_the_caches(cpu_backend, dtype):
+    """From 16 MiB of rows on they are streamed past the caches: the bits of the halves."""
+    hidden = 512 if dtype == torch.float32 else 1024
+    experts = make_experts(2, hidden, 16, dtype, bias=True).pack()
+    x, logits = normal((10000, hidden), dtype), router_logits(10000, 2)
+    halves = [slice(0, 5000), slice(5000, None)]
+    parts = [cm.moe(x[half], logits[half], experts, cm.Gating(1)) for half in halves]
+    assert same_bits(cm.moe(x, logits, experts, cm.Gating(1)), torch.cat(parts))
+
+
+@dtypes
 def test_one_expert_and_no_token(cpu_backend, dtype):
     experts = make_experts(1, 24, 16, dtype)
     x, logits = normal((5, 24), dtype), router_logits(5, 1)

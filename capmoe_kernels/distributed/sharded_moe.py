@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._checks import FLOATS, require_inference, require_int, require_tensor
-from .._layer_checks import expert_tensors
+from .._checks import require_int
+from .._layer_checks import check_tensors
 from ..capacity import Capacity
 from ..experts import Experts
 from ..gating import Gating
@@ -91,15 +91,7 @@ def sharded_moe(
 
 
 def _check(hidden_states: Tensor, router_logits: Tensor, shard: Experts, rank: int) -> None:
-    if not isinstance(shard, Experts):
-        raise TypeError(f"shard must be capmoe_kernels.Experts, got {type(shard).__name__}")
-    num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
-    dtype, device = shard.down_proj.dtype, shard.down_proj.device
-    hidden = [num_tokens, shard.hidden_size]
-    require_tensor("hidden_states", hidden_states, hidden, [dtype], device, "T, H")
-    logits = [num_tokens, shard.num_experts]
-    require_tensor("router_logits", router_logits, logits, FLOATS, device, "T, E")
-    require_inference(hidden_states=hidden_states, **expert_tensors(shard))
+    check_tensors(hidden_states, router_logits, shard, "shard")
     if shard.down_bias is not None and rank != 0:
         raise ValueError(
             f"shard must have no down_bias on rank {rank}: only rank 0's shard_experts adds it"
