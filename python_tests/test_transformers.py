@@ -10,7 +10,15 @@ import capmoe_kernels as cm
 from capmoe_kernels import Capacity, Experts, Gating
 from capmoe_kernels.integrations import blocks, olmoe, ranks
 from capmoe_kernels.integrations.ranks import local_experts, merge, route_per_rank
-from capmoe_kernels.integrations.transformers import apply, find_moe_blocks, supported, watch
+from capmoe_kernels.integrations.transformers import (
+    apply,
+    find_moe_blocks,
+    real_tokens,
+    recording,
+    supported,
+    undo,
+    watch,
+)
 from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
 
 EXPAND = Capacity(factor=1.0, expand="local", local_experts=(0, 1))
@@ -36,17 +44,15 @@ def logits_of(model, input_ids):
 def test_dropless_equals_transformers(input_ids, norm_topk_prob, num_ranks):
     model = tiny_model(norm_topk_prob=norm_topk_prob)
     expected = logits_of(model, input_ids)
-    with apply(model, num_ranks=num_ranks):
-        torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
-    with apply(model, Capacity(factor=EXPERTS), num_ranks=num_ranks):
+    for capacity in (None, Capacity(factor=EXPERTS)):
+        apply(model, capacity=capacity, num_ranks=num_ranks)
         torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_dropless_equals_transformers_in_bfloat16(input_ids):
     model = tiny_model(torch.bfloat16)
     expected = logits_of(model, input_ids).float()
-    with apply(model):
-        error = (logits_of(model, input_ids).float() - expected).abs()
+    error = (logits_of(apply(model), input_ids).float() - expected).abs()
     # Router logits tie in 16 bits, and a tie may send a token elsewhere: rare, so judge the bulk.
     assert error.quantile(0.9) < 0.05 * expected.std()
 
@@ -54,43 +60,66 @@ def test_dropless_equals_transformers_in_bfloat16(input_ids):
 def test_undo_gives_back_every_bit(input_ids):
     model = tiny_model()
     before = logits_of(model, input_ids)
-    applied = apply(model, Capacity(factor=0.5))
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    assert apply(model, capacity=Capacity(factor=0.5)) is model
     assert not torch.equal(logits_of(model, input_ids), before)
-    applied.undo()
-    applied.undo()
+    assert undo(model) is model
+    undo(model)
     assert torch.equal(logits_of(model, input_ids), before)
-    assert all("forward" not in vars(block.module) for block in applied.blocks)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
-def test_undo_keeps_a_forward_that_was_already_replaced(input_ids):
+def test_undo_keeps_a_forward_that_was_already_replaced():
     model = tiny_model()
     block = model.model.layers[0].mlp
     block.forward = mine = torch.zeros_like
-    with pytest.raises(ZeroDivisionError), apply(model):
-        raise ZeroDivisionError
+    undo(apply(model))
     assert block.forward is mine
+
+
+def test_a_later_apply_stands_alone(input_ids):
+    model = tiny_model()
+    expected = logits_of(model, input_ids)
+    apply(model, capacity=Capacity(factor=0.5))
+    apply(model)
+    torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
+    assert torch.equal(logits_of(undo(model), input_ids), expected)
+
+
+def test_undo_under_another_replacement_is_refused_and_changes_nothing(input_ids):
+    model = apply(tiny_model(), capacity=Capacity(factor=0.5))
+    bounded = logits_of(model, input_ids)
+    block = model.model.layers[1].mlp
+    ours, block.forward = block.forward, torch.zeros_like
+    with pytest.raises(RuntimeError, match="OlmoeSparseMoeBlock was replaced again"):
+        undo(model)
+    block.forward = ours
+    assert torch.equal(logits_of(model, input_ids), bounded)
+    undo(model)
 
 
 def test_watch_changes_nothing_and_takes_time(input_ids):
     model = tiny_model()
     before = logits_of(model, input_ids)
-    with watch(model) as watched:
+    with watch(model) as records:
         assert torch.equal(logits_of(model, input_ids), before)
-    assert [record.layer for record in watched.records] == list(range(LAYERS))
-    assert all(record.seconds > 0 and record.num_tokens == 150 for record in watched.records)
+    assert [record.layer for record in records] == list(range(LAYERS))
+    assert all(record.seconds > 0 and record.num_tokens == 150 for record in records)
+    with pytest.raises(RuntimeError, match="undo"), watch(apply(model)):
+        pass
 
 
 def test_padding_is_neither_counted_nor_felt(input_ids):
-    model = tiny_model()
-    capacity = Capacity(factor=0.75, policy="keep_first")
-    with apply(model, capacity, record=True) as applied:
+    model = apply(tiny_model(), capacity=Capacity(factor=0.75, policy="keep_first"))
+    with recording(model) as records:
         alone = logits_of(model, input_ids[:, :30])
-        counted = [record.tokens_per_expert for record in applied.records]
-        applied.records.clear()
-        applied.token_mask = torch.arange(50).expand(3, 50) < 30
-        padded = logits_of(model, input_ids)[:, :30]
+        counted = [record.tokens_per_expert for record in records]
+        records.clear()
+        with real_tokens(model, torch.arange(50).expand(3, 50) < 30):
+            padded = logits_of(model, input_ids)[:, :30]
     torch.testing.assert_close(padded, alone, atol=2e-5, rtol=1e-5)
-    for record, expected in zip(applied.records, counted, strict=True):
+    for record, expected in zip(records, counted, strict=True):
         assert record.num_tokens == 90
         assert torch.equal(record.tokens_per_expert, expected)
 
@@ -102,12 +131,12 @@ def test_records_say_what_the_router_asked_for(input_ids):
     handle = gate.register_forward_hook(lambda _m, _i, out: asked.append(out[2]))
     logits_of(model, input_ids)
     handle.remove()
-    with apply(model, Capacity(factor=1.0), record=True) as applied:
+    with recording(apply(model, capacity=Capacity(factor=1.0))) as records:
         logits_of(model, input_ids)
     demand = torch.bincount(asked[0].flatten(), minlength=EXPERTS)
-    assert torch.equal(applied.records[0].demand_per_expert, demand)
+    assert torch.equal(records[0].demand_per_expert, demand)
     limit = cm.expert_capacity(150, EXPERTS, TOP_K, 1.0)
-    assert torch.equal(applied.records[0].tokens_per_expert, demand.clamp(max=limit))
+    assert torch.equal(records[0].tokens_per_expert, demand.clamp(max=limit))
 
 
 def test_unknown_architecture_is_named_with_those_known():
@@ -143,9 +172,9 @@ def test_another_architecture_is_one_registration(input_ids, monkeypatch):
     model.config.model_type = "mine"
     blocks.register(blocks.Architecture("mine", "OlmoeSparseMoeBlock", olmoe.read))
     expected = logits_of(model, input_ids)
-    with apply(model) as applied:
-        assert len(applied.blocks) == LAYERS
-        torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
+    assert len(find_moe_blocks(model)) == LAYERS
+    apply(model)
+    torch.testing.assert_close(logits_of(model, input_ids), expected, atol=2e-5, rtol=1e-5)
 
 
 # Routing per rank, against plain Python.
@@ -218,13 +247,13 @@ def test_random_ranks_draw_differently():
 def test_random_layers_and_ranks_share_no_seed(input_ids, monkeypatch):
     seeds = []
 
-    def spy(logits, gating, capacity):
+    def spy(logits, gating, capacity, **options):
         seeds.append(capacity.seed)
-        return cm.route(logits, gating, capacity)
+        return cm.route(logits, gating, capacity, **options)
 
     monkeypatch.setattr(ranks, "route", spy)
-    with apply(model := tiny_model(), Capacity(factor=1.0, policy="random", seed=7), num_ranks=4):
-        logits_of(model, input_ids)
+    capacity = Capacity(factor=1.0, policy="random", seed=7)
+    logits_of(apply(tiny_model(), capacity=capacity, num_ranks=4), input_ids)
     assert seeds == list(range(7, 7 + 4 * LAYERS))
 
 
@@ -249,33 +278,19 @@ def test_merged_ranks_compute_what_each_would(capacity):
 def test_a_seed_near_the_end_wraps_and_nothing_is_left_behind(input_ids):
     model = tiny_model()
     expected = logits_of(model, input_ids)
-    with apply(model, Capacity(factor=0.5, policy="random", seed=2**63 - 1), num_ranks=2):
-        logits_of(model, input_ids)
+    capacity = Capacity(factor=0.5, policy="random", seed=2**63 - 1)
+    logits_of(apply(model, capacity=capacity, num_ranks=2), input_ids)
+    undo(model)
     assert torch.equal(logits_of(model, input_ids), expected)
     with pytest.raises(ValueError, match="devices"):
-        apply(model, Capacity(factor=0.5), num_ranks=3)
+        apply(model, capacity=Capacity(factor=0.5), num_ranks=3)
     assert not any("forward" in vars(block.module) for block in find_moe_blocks(model))
 
 
-def test_undo_out_of_order_is_refused_and_changes_nothing(input_ids):
-    model = tiny_model()
-    expected = logits_of(model, input_ids)
-    first = apply(model, Capacity(factor=0.5))
-    second = apply(model, Capacity(factor=0.25))
-    bounded = logits_of(model, input_ids)
-    with pytest.raises(RuntimeError, match="undo the latest first"):
-        first.undo()
-    assert torch.equal(logits_of(model, input_ids), bounded)
-    second.undo()
-    first.undo()
-    assert torch.equal(logits_of(model, input_ids), expected)
-
-
-def test_a_block_taken_over_compiles_whole(input_ids):
-    model = tiny_model()
+def test_a_block_taken_over_compiles_whole():
+    model = apply(tiny_model(), capacity=Capacity(factor=1.0))
     hidden = torch.randn(2, 9, model.config.hidden_size)
-    with apply(model, Capacity(factor=1.0)):
-        block = find_moe_blocks(model)[0].module
-        expected = block(hidden)
-        compiled = torch.compile(block.forward, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(hidden), expected)
+    block = find_moe_blocks(model)[0].module
+    expected = block(hidden)
+    compiled = torch.compile(block.forward, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(hidden), expected)

@@ -1,4 +1,4 @@
-"""What ``capmoe info`` prints."""
+"""``capmoe info``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..backends import backends
 from ..evaluate.machine import cpu_features, cpu_model, gpus, versions
 
 
-def print_info() -> None:
-    """Versions, backends with their reasons, processor and GPU."""
+def info() -> None:
+    """Say what is installed, what runs where and why, and what the machine has."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")

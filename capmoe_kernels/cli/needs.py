@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+EVALUATION = ("transformers", "safetensors", "matplotlib")
+
 
 class MissingPackage(Exception):  # noqa: N818  it names what is wrong
     """A package of the ``cli`` extra is not installed."""

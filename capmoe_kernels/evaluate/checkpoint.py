@@ -29,6 +29,7 @@ class Checkpoint:
         tokenizer: its own.
         num_experts: E of every MoE block.
         top_k: experts a token asks for.
+        hidden_size: H.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Checkpoint:
     device: torch.device
     num_experts: int
     top_k: int
+    hidden_size: int
 
 
 def load(path: Path, device: str) -> Checkpoint:
@@ -48,7 +50,8 @@ def load(path: Path, device: str) -> Checkpoint:
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ..integrations.transformers import check_supported, find_moe_blocks
+    from ..integrations.blocks import MoeParts
+    from ..integrations.transformers import check_supported, find_moe_blocks, supported
 
     _be_quiet()
     if not (path / "config.json").is_file():
@@ -68,7 +71,15 @@ def load(path: Path, device: str) -> Checkpoint:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     parts = blocks[0].parts
-    return Checkpoint(path, model, tokenizer, where, parts.experts.num_experts, parts.gating.top_k)
+    if not isinstance(parts, MoeParts):
+        raise UsageError(
+            f"{path}: the router of a {config.model_type!r} model is not known, only its experts;"
+            f" known: {', '.join(supported())}"
+        )
+    experts, top_k = parts.experts, parts.gating.top_k
+    return Checkpoint(
+        path, model, tokenizer, where, experts.num_experts, top_k, experts.hidden_size
+    )
 
 
 def _be_quiet() -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..integrations.transformers import Applied, LayerRecord, apply, watch
+from ..integrations.transformers import (
+    LayerRecord,
+    apply,
+    real_tokens,
+    recording,
+    undo,
+    watch,
+)
 from .checkpoint import Checkpoint
 from .loads import Load
 from .settings import Setting
@@ -70,18 +78,29 @@ def _forward(
     checkpoint: Checkpoint, batch: Batch, setting: Setting | None, num_devices: int
 ) -> tuple[Tensor, list[LayerRecord]]:
     """One prefill: the loss of every token, 0 at padding, and what the MoE blocks did."""
-    with torch.inference_mode(), _take(checkpoint, setting, num_devices) as applied:
-        applied.token_mask = batch.token_mask.to(checkpoint.device)
-        # Padding is on the right of a causal model, so no real token sees it.
-        logits = checkpoint.model(batch.input_ids.to(checkpoint.device), use_cache=False).logits
-        return _nll(logits, batch.targets.to(checkpoint.device)).cpu(), applied.records
+    model, device = checkpoint.model, checkpoint.device
+    # Padding is on the right of a causal model, so no real token sees it, and attention may.
+    real = real_tokens(model, batch.token_mask.to(device))
+    with torch.inference_mode(), _recorded(checkpoint, setting, num_devices) as records, real:
+        logits = model(batch.input_ids.to(device), use_cache=False).logits
+        return _nll(logits, batch.targets.to(device)).cpu(), records
 
 
-def _take(checkpoint: Checkpoint, setting: Setting | None, num_devices: int) -> Applied:
+@contextmanager
+def _recorded(
+    checkpoint: Checkpoint, setting: Setting | None, num_devices: int
+) -> Iterator[list[LayerRecord]]:
     if setting is None:
-        return watch(checkpoint.model)
+        with watch(checkpoint.model) as records:
+            yield records
+        return
     capacity = setting.capacity(num_devices, checkpoint.num_experts)
-    return apply(checkpoint.model, capacity, num_ranks=num_devices, record=True)
+    model = apply(checkpoint.model, capacity=capacity, num_ranks=num_devices)
+    try:
+        with recording(model) as records:
+            yield records
+    finally:
+        undo(model)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..integrations.transformers import apply
+from ..integrations.transformers import apply, real_tokens, recording, undo
 from .checkpoint import Checkpoint
 from .text import Batch
 from .trace import Trace
@@ -16,20 +16,23 @@ from .trace import Trace
 def record(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Trace:
     """Run every batch once; a step is a batch, without its padding."""
     ids: list[list[torch.Tensor]] = []
-    with torch.inference_mode(), apply(checkpoint.model, record=True) as applied:
-        for batch in batches:
-            applied.token_mask = batch.token_mask.to(checkpoint.device)
-            checkpoint.model(batch.input_ids.to(checkpoint.device), use_cache=False)
-            ids.append([each.routings[0].expert_ids.cpu().long() for each in applied.records])
-            applied.records.clear()
-        parts = applied.blocks[0].parts
+    model = apply(checkpoint.model)
+    try:
+        with torch.inference_mode(), recording(model) as records:
+            for batch in batches:
+                with real_tokens(model, batch.token_mask.to(checkpoint.device)):
+                    model(batch.input_ids.to(checkpoint.device), use_cache=False)
+                ids.append([each.routings[0].expert_ids.cpu().long() for each in records])
+                records.clear()
+    finally:
+        undo(model)
     return Trace(
         _name(checkpoint.path),
         [torch.cat(layer) for layer in zip(*ids, strict=True)],
         [batch.num_tokens for batch in batches],
         checkpoint.num_experts,
         checkpoint.top_k,
-        parts.experts.hidden_size,
+        checkpoint.hidden_size,
         checkpoint.model.dtype,
     )
 

@@ -25,11 +25,35 @@ class MoeParts:
         router_logits: tokens [T, H] to logits [T, E], computed as the model itself does, dtype
             included.
         experts: its E experts; the model's own tensors, not copies.
+        selection_bias: gives what is added to the scores for ranking, [E] float32; it is asked at
+            every call, since a model may change it.
+        shared: tokens [T, H] to what the block adds to its experts' output, such as a shared
+            expert.
+        wrap: (output, router logits) to what the block's forward returns; None: the output alone.
     """
 
     gating: Gating
     router_logits: Callable[[Tensor], Tensor]
     experts: Experts
+    selection_bias: Callable[[], Tensor] | None = None
+    shared: Callable[[Tensor], Tensor] | None = None
+    wrap: Callable[[Tensor, Tensor], Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnRouter:
+    """Experts behind a router that stays the model's own.
+
+    The module that holds them is called with hidden states [T, H], top-k ids [T, k] and their
+    weights [T, k], as Transformers 5 calls every experts module, and returns [T, H].
+
+    Attributes:
+        experts: as in :class:`MoeParts`.
+        top_k: k.
+    """
+
+    experts: Experts
+    top_k: int
 
 
 @dataclass(frozen=True)
@@ -49,11 +73,11 @@ class Architecture:
 
 @dataclass(frozen=True, eq=False)
 class MoeBlock:
-    """One block of one model: where it is and what it is made of."""
+    """One block of one model: the module whose forward is replaced, and what it is made of."""
 
     name: str
     module: nn.Module
-    parts: MoeParts
+    parts: MoeParts | OwnRouter
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}

@@ -48,7 +48,12 @@ def rank_capacity(capacity: Capacity, rank: int, num_ranks: int, num_experts: in
 
 
 def route_per_rank(
-    router_logits: Tensor, gating: Gating, capacity: Capacity | None, num_ranks: int
+    router_logits: Tensor,
+    gating: Gating,
+    capacity: Capacity | None,
+    num_ranks: int,
+    *,
+    selection_bias: Tensor | None = None,
 ) -> list[Routing]:
     """Route the tokens of every rank on their own.
 
@@ -60,6 +65,7 @@ def route_per_rank(
             Drop are compared under the same bound. ``local_experts`` is replaced by the rank's own.
             None is dropless.
         num_ranks: D, divides E.
+        selection_bias: see :func:`capmoe_kernels.route`.
 
     Returns:
         One Routing per rank, of that rank's tokens.
@@ -74,6 +80,7 @@ def route_per_rank(
             logits,
             gating,
             capacity and rank_capacity(capacity, rank, num_ranks, num_experts),
+            selection_bias=selection_bias,
         )
         for rank, logits in enumerate(router_logits.tensor_split(num_ranks))
     ]

@@ -1,221 +1,252 @@
 """Let a Hugging Face Transformers model run its MoE blocks on these kernels, with a capacity.
 
-    with apply(model, Capacity(factor=1.5)):
-        model(input_ids)
+    apply(model, capacity=Capacity(factor=1.5))
+    model.generate(input_ids)        # prefill is bounded, decoding is not
+    undo(model)
 
 Weights are shared, not copied, and ``undo`` gives the model back exactly as it was.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .._checks import require_tensor
 from ..capacity import Capacity
 from ..experts import Experts
-from ..layer import combine, dispatch, grouped_mlp
-from ..routing import Routing
+from ..gating import Gating
 from . import olmoe  # noqa: F401  registers itself
-from .blocks import MoeBlock, MoeParts, check_supported, find_moe_blocks, supported
-from .ranks import check_ranks, merge, reseed, route_per_rank
+from .blocks import MoeBlock, OwnRouter, check_supported, find_moe_blocks, supported
+from .capacities import Capacities, per_block
+from .padding import TokenMask, follow_masks
+from .records import LayerRecord
+from .refusals import check_block, check_model
+from .taken_over import TakenOver, TakenOverBlock, TakenOverExperts, Watched
+from .takeover import Takeover, current_forward, require_takeover, takeover_of
 
 __all__ = [
-    "Applied",
+    "Capacities",
     "LayerRecord",
     "apply",
+    "capacity_scope",
     "check_supported",
     "find_moe_blocks",
+    "real_tokens",
+    "recording",
     "supported",
+    "undo",
     "watch",
 ]
 
-# Tokens [T, H] to their output [T, H] and to each rank's routing, where there is one.
-_Layer = Callable[[Tensor], tuple[Tensor, list[Routing]]]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """One call of one MoE block.
-
-    Attributes:
-        layer: which block, from 0.
-        num_tokens: T, padding not counted.
-        seconds: spent in the block.
-        routings: one per rank; empty for a block that Transformers ran.
-    """
-
-    layer: int
-    num_tokens: int
-    seconds: float
-    routings: list[Routing]
-
-    @property
-    def demand_per_expert(self) -> Tensor:
-        """[E] int64: pairs asked for by the top-k of all ranks, before capacity."""
-        return torch.stack([routing.demand_per_expert for routing in self.routings]).sum(0)
-
-    @property
-    def tokens_per_expert(self) -> Tensor:
-        """[E] int64: pairs of all ranks that the experts ran."""
-        return torch.stack([routing.tokens_per_expert for routing in self.routings]).sum(0)
-
-
-@dataclass(eq=False)
-class Applied:
-    """MoE blocks whose ``forward`` is replaced until :meth:`undo`; also a context manager.
-
-    Attributes:
-        records: what was recorded, oldest first; yours to read and to clear.
-        token_mask: [B, S] bool, False for padding, for the calls to come. Blocks then see the real
-            tokens only, and return 0 for the others. None: all are real.
-    """
-
-    blocks: list[MoeBlock]
-    record: bool
-    records: list[LayerRecord] = field(default_factory=list)
-    token_mask: Tensor | None = None
-    # Each block's module: the forward it has from us, and the one it had, if it had one of its own.
-    _replaced: dict[nn.Module, tuple[Any, Any]] = field(default_factory=dict)
-
-    def replace(self, layer: int, run: _Layer) -> None:
-        """Let ``run`` do the work of block ``layer``."""
-
-        def forward(hidden_states: Tensor) -> Tensor:
-            tokens = self._tokens(hidden_states)
-            if not self.record:  # no clock, which a compiler could not trace
-                return self._padded(run(tokens)[0], hidden_states)
-            start = _clock(tokens)
-            out, routings = run(tokens)
-            seconds = _clock(tokens) - start
-            self.records.append(LayerRecord(layer, tokens.shape[0], seconds, routings))
-            return self._padded(out, hidden_states)
-
-        module = self.blocks[layer].module
-        # An attribute of the instance hides the method of the class, and undoes without a trace.
-        self._replaced[module] = (forward, module.__dict__.get("forward"))
-        module.forward = forward
-
-    def undo(self) -> None:
-        """Give every block its own forward back. A second call does nothing.
-
-        Raises:
-            RuntimeError: another ``apply`` or ``watch`` came after this one: undo that one first.
-        """
-        if any(
-            vars(module).get("forward") is not ours for module, (ours, _) in self._replaced.items()
-        ):
-            raise RuntimeError("the model was taken over again since: undo the latest first")
-        while self._replaced:
-            module, (_, before) = self._replaced.popitem()
-            del module.forward
-            if before is not None:
-                module.forward = before
-
-    def __enter__(self) -> Applied:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.undo()
-
-    def _tokens(self, hidden_states: Tensor) -> Tensor:
-        if self.token_mask is None:
-            return hidden_states.reshape(-1, hidden_states.shape[-1])
-        return hidden_states[self.token_mask]
-
-    def _padded(self, out: Tensor, hidden_states: Tensor) -> Tensor:
-        if self.token_mask is None:
-            return out.view(hidden_states.shape)
-        padded = torch.zeros_like(hidden_states)
-        padded[self.token_mask] = out
-        return padded
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def apply(
-    model: nn.Module,
-    capacity: Capacity | None = None,
+    model: Model,
+    gating: Gating | None = None,
+    capacity: Capacities = None,
     *,
+    decode: Capacities = None,
     num_ranks: int = 1,
-    record: bool = False,
     pack: bool = False,
-) -> Applied:
-    """Take over every MoE block of ``model`` until ``undo``.
+) -> Model:
+    """Take over every MoE block of ``model``, in place, until :func:`undo`.
+
+    Prefill is bounded by ``capacity``. A call with one token per sequence is a step of decoding and
+    is bounded by ``decode``, which is dropless by default: the few tokens of a step make no long
+    queue, and each one dropped is a token that the user reads. Padding that a [B, S]
+    ``attention_mask`` names neither competes nor counts, and gets 0. A model that is taken over
+    already is taken over anew.
 
     Args:
-        model: a Transformers model of a supported architecture, in inference.
-        capacity: of every block; None is dropless. ``seed`` is moved on from block to block.
-            For decoding, where a step has few tokens, you may want None: see :class:`Capacity`.
+        model: a Transformers model in inference, or one that PEFT or Accelerate has wrapped.
+        gating: how every block's router chooses; None: as the model's configuration says.
+        capacity: of every block, or one for each: see :data:`Capacities`. A single one's ``seed``
+            is moved on from block to block.
+        decode: the same for calls of one token per sequence.
         num_ranks: D > 1 bounds the load as D expert-parallel ranks would, each for its own tokens:
             see :func:`~capmoe_kernels.integrations.ranks.route_per_rank`.
-        record: keep a :class:`LayerRecord` of every call, in ``records``.
         pack: run on :meth:`Experts.pack` of the weights: faster on a CPU, where it is a second copy
             of them that later changes of the model's weights don't reach.
 
+    Returns:
+        ``model``.
+
     Raises:
-        ValueError: the architecture is not supported, has no MoE block, D does not divide E, or the
-            model's configuration asks for router logits, which blocks taken over do not give (so
-            do not pass ``output_router_logits=True`` to a call either).
+        TypeError: ``capacity`` or ``decode`` is none of :data:`Capacities`.
+        ValueError: a block is not understood, or does not fit ``gating`` or a capacity; there is no
+            block; weights are not in memory; D does not divide E; or the configuration asks for
+            router logits, which blocks taken over do not give (so do not pass
+            ``output_router_logits=True`` to a call either).
     """
+    before = takeover_of(model)
     blocks = find_moe_blocks(model)
-    if getattr(model.config, "output_router_logits", False):
-        raise ValueError("set model.config.output_router_logits = False before apply")
-    layers = []
-    for layer, block in enumerate(blocks):
-        check_ranks(num_ranks, block.parts.experts.num_experts)
-        own = capacity and reseed(capacity, layer * num_ranks)
-        experts = block.parts.experts.pack() if pack else block.parts.experts.concat()
-        layers.append(_ours(block.parts, experts, own, num_ranks))
-    applied = Applied(blocks, record)
-    for layer, run in enumerate(layers):
-        applied.replace(layer, run)
-    return applied
+    check_model(model, blocks)
+    bounds = per_block("capacity", capacity, len(blocks), num_ranks)
+    decode_bounds = per_block("decode", decode, len(blocks), num_ranks)
+    for block, *pair in zip(blocks, bounds, decode_bounds, strict=True):
+        check_block(block, gating, pair, num_ranks)
+    experts = [_prepared(block.parts.experts, pack) for block in blocks]
+    if before is not None:
+        before.undo()
+    masks = follow_masks(model, [block.name for block in blocks])
+    layers = [
+        _stand_in(layer, block, gating, experts[layer], num_ranks, masks.of_block[layer])
+        for layer, block in enumerate(blocks)
+    ]
+    takeover = Takeover(model, layers, masks)
+    _bound(takeover, bounds, decode_bounds)
+    return model
 
 
-def watch(model: nn.Module) -> Applied:
+def undo(model: Model) -> Model:
+    """Give every block its own forward back. A model that is not taken over stays as it is.
+
+    Raises:
+        RuntimeError: a block's forward was replaced again since :func:`apply`.
+    """
+    takeover = takeover_of(model)
+    if takeover is not None:
+        takeover.undo()
+    return model
+
+
+@contextmanager
+def capacity_scope(
+    model: Model, capacity: Capacities = None, *, decode: Capacities = None
+) -> Iterator[Model]:
+    """Bound a model that is taken over by other capacities, or by none, for a while.
+
+    As with :func:`apply`, ``capacity`` bounds prefill, and ``decode`` the calls of one token per
+    sequence; both default to dropless.
+
+        with capacity_scope(model, None):
+            model.generate(input_ids)  # nothing is dropped
+
+    Args:
+        model: one that :func:`apply` has taken over.
+        capacity, decode: see :func:`apply`.
+
+    Raises:
+        RuntimeError: ``model`` is not taken over.
+        TypeError, ValueError: see :func:`apply`.
+    """
+    takeover = require_takeover(model)
+    layers = takeover.layers
+    ranks = layers[0].num_ranks
+    bounds = per_block("capacity", capacity, len(layers), ranks)
+    decode_bounds = per_block("decode", decode, len(layers), ranks)
+    for layer, *pair in zip(layers, bounds, decode_bounds, strict=True):
+        check_block(layer.block, None, pair, ranks)
+    before = [layer.capacity for layer in layers], [layer.decode for layer in layers]
+    _bound(takeover, bounds, decode_bounds)
+    try:
+        yield model
+    finally:
+        _bound(takeover, *before)
+
+
+@contextmanager
+def real_tokens(model: nn.Module, token_mask: Tensor) -> Iterator[None]:
+    """Say which tokens are real where ``attention_mask`` can't: for calls of that very shape.
+
+    Args:
+        model: one that :func:`apply` or :func:`watch` has taken over.
+        token_mask: [B, S] bool, False for padding; it goes before ``attention_mask``.
+
+    Raises:
+        RuntimeError: ``model`` is not taken over.
+        TypeError, ValueError: ``token_mask`` is not [B, S] bool.
+    """
+    masks = require_takeover(model).token_masks
+    require_tensor("token_mask", token_mask, [None, None], [torch.bool], meaning="B, S")
+    before = [mask.given for mask in masks]
+    for mask in masks:
+        mask.given = token_mask
+    try:
+        yield
+    finally:
+        for mask, old in zip(masks, before, strict=True):
+            mask.given = old
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[list[LayerRecord]]:
+    """Record every call of the blocks that :func:`apply` has taken over, oldest first.
+
+    The list is yours to read and to clear. Recording takes the clock around each block, and so
+    waits for the device; don't compile a model that is being recorded.
+
+    Raises:
+        RuntimeError: ``model`` is not taken over.
+    """
+    layers = require_takeover(model).layers
+    records: list[LayerRecord] = []
+    before = [layer.records for layer in layers]
+    for layer in layers:
+        layer.records = records
+    try:
+        yield records
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.records = old
+
+
+@contextmanager
+def watch(model: nn.Module) -> Iterator[list[LayerRecord]]:
     """Record every MoE block as Transformers runs it: the time it takes, on the real tokens.
 
     Raises:
-        ValueError: the architecture is not supported or has no MoE block.
+        ValueError: there is no MoE block that is understood.
+        RuntimeError: the model is taken over: :func:`undo` that first.
     """
-    applied = Applied(find_moe_blocks(model), record=True)
-    for layer, block in enumerate(applied.blocks):
-        applied.replace(layer, _theirs(block.module))
-    return applied
+    if takeover_of(model) is not None:
+        raise RuntimeError("watch sees the model's own blocks: undo(model) first")
+    blocks = find_moe_blocks(model)
+    masks = follow_masks(model, [block.name for block in blocks])
+    records: list[LayerRecord] = []
+    takeover = Takeover(
+        model,
+        [
+            Watched(layer, block, current_forward(block.module), masks.of_block[layer], records)
+            for layer, block in enumerate(blocks)
+        ],
+        masks,
+    )
+    try:
+        yield records
+    finally:
+        takeover.undo()
 
 
-def _clock(tokens: Tensor) -> float:
-    if tokens.is_cuda:  # whose work is asynchronous
-        torch.cuda.synchronize(tokens.device)
-    return time.perf_counter()
+def _prepared(experts: Experts, pack: bool) -> Experts:
+    return experts.pack() if pack else experts.concat()
 
 
-def _ours(parts: MoeParts, experts: Experts, capacity: Capacity | None, num_ranks: int) -> _Layer:
-    def run(tokens: Tensor) -> tuple[Tensor, list[Routing]]:
-        logits = parts.router_logits(tokens)
-        # Without a bound, ranks decide nothing: one call routes them all.
-        ranks = num_ranks if capacity else 1
-        routings = route_per_rank(logits, parts.gating, capacity, ranks)
-        routing = merge(routings)
-        rows = grouped_mlp(dispatch(tokens, routing), experts, routing)
-        return combine(rows, routing), routings
+def _stand_in(
+    layer: int,
+    block: MoeBlock,
+    gating: Gating | None,
+    experts: Experts,
+    num_ranks: int,
+    token_mask: TokenMask,
+) -> TakenOver:
+    if isinstance(block.parts, OwnRouter):
+        return TakenOverExperts(layer, block, experts, num_ranks, token_mask)
+    parts = block.parts if gating is None else replace(block.parts, gating=gating)
+    return TakenOverBlock(layer, block, parts, experts, num_ranks, token_mask)
 
-    return run
 
-
-def _theirs(block: nn.Module) -> _Layer:
-    forward = block.forward
-
-    def run(tokens: Tensor) -> tuple[Tensor, list[Routing]]:
-        return forward(tokens[None])[0], []
-
-    return run
+def _bound(
+    takeover: Takeover,
+    capacities: Sequence[Capacity | None],
+    decode: Sequence[Capacity | None],
+) -> None:
+    for layer, *pair in zip(takeover.layers, capacities, decode, strict=True):
+        layer.capacity, layer.decode = pair
