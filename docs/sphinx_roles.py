@@ -7,7 +7,7 @@ from typing import Any
 
 import griffe
 
-_ROLE = re.compile(r":(?:func|class|meth):`(~?)([\w.]+)`")
+_ROLE = re.compile(r":(?:func|class|meth|data):`(~?)([\w.]+)`")
 
 
 class SphinxRoles(griffe.Extension):
