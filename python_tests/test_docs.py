@@ -95,3 +95,11 @@ def test_good_links_pass(tmp_path):
     links = ("sub/other.html#here", "#top", "picture.svg", "https://arxiv.org", "mailto:a@b.c", "")
     write_site(tmp_path, "".join(f'<a href="{link}"></a>' for link in links))
     assert broken_links(tmp_path) == []
+
+
+def test_quoted_code_stands_in_the_files():
+    text = (DOCS / "add_an_op.md").read_text()
+    quotes = re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)```", text, re.S | re.M)
+    assert len(quotes) == text.count("```python") + text.count("```cpp")
+    for path, code in quotes:
+        assert code in (ROOT / path).read_text(), f"{path} has no longer\n{code}"
