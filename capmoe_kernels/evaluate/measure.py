@@ -77,13 +77,18 @@ def measure(
 def _forward(
     checkpoint: Checkpoint, batch: Batch, setting: Setting | None, num_devices: int
 ) -> tuple[Tensor, list[LayerRecord]]:
-    """One prefill: the loss of every token, 0 at padding, and what the MoE blocks did."""
+    """:func:`prefill` under a setting, and what the MoE blocks did."""
+    with _recorded(checkpoint, setting, num_devices) as records:
+        return prefill(checkpoint, batch), records
+
+
+def prefill(checkpoint: Checkpoint, batch: Batch) -> Tensor:
+    """[B, S] float32: the loss of every token in nats, 0 at padding, of a model taken over."""
     model, device = checkpoint.model, checkpoint.device
     # Padding is on the right of a causal model, so no real token sees it, and attention may.
-    real = real_tokens(model, batch.token_mask.to(device))
-    with torch.inference_mode(), _recorded(checkpoint, setting, num_devices) as records, real:
+    with torch.inference_mode(), real_tokens(model, batch.token_mask.to(device)):
         logits = model(batch.input_ids.to(device), use_cache=False).logits
-        return _nll(logits, batch.targets.to(device)).cpu(), records
+        return _nll(logits, batch.targets.to(device)).cpu()
 
 
 @contextmanager
