@@ -49,7 +49,10 @@ def test_all_are_listed_and_say_how_they_are_run():
 
 
 def test_layer():
-    found = re.findall(r"keeps more than (\d+).*\n  asked for (.*)\n  kept (.*)", run("layer.py"))
+    out = run("layer.py")
+    (quoted,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs/examples.md").read_text(), re.S)
+    assert quoted in out, "docs/examples.md says something else"
+    found = re.findall(r"keeps more than (\d+).*\n  asked for (.*)\n  kept (.*)", out)
     assert [int(most) for most, *_ in found] == [128, 64, 32]
     for most, asked, kept in found:
         assert numbers(kept) == [min(load, int(most)) for load in numbers(asked)]
