@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+import torch
 
 import capmoe_kernels as cm
 
@@ -81,7 +82,10 @@ def test_traced_arrays_are_sent_to_the_integration():
 
 
 def test_wrong_calls_are_python_errors():
+    """Also where the array is in a place that the function does not have."""
     with pytest.raises(TypeError, match="positional arguments"):
         cm.route(LOGITS, cm.Gating(2), None, LOGITS)
+    with pytest.raises(TypeError, match="positional arguments"):
+        cm.route(torch.zeros(4, 8), cm.Gating(2), *[None] * 7, LOGITS)
     with pytest.raises(TypeError, match="unexpected keyword argument 'bias'"):
-        cm.route(LOGITS, cm.Gating(2), bias=LOGITS)
+        cm.route(torch.zeros(4, 8), cm.Gating(2), bias=LOGITS)
