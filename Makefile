@@ -37,7 +37,7 @@ $(VENV)/.built: $(VENV)/.packages $(SOURCES)
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc examples python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 # The site, in build/site. Nothing is fetched; a link inside it that leads nowhere is an error.

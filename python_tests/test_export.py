@@ -1,4 +1,4 @@
-"""torch.export of layers: any number of tokens, parameters or packed weights, saved and loaded."""
+"""torch.export of layers: any number of tokens; parameters or packed weights; saved, loaded."""
 
 from __future__ import annotations
 
