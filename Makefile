@@ -9,7 +9,7 @@ PEERS := build/peers
 REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo test build lint bench bench-cpu bench-ep clean
+.PHONY: demo test build lint docs bench bench-cpu bench-ep clean
 
 demo: build
 	$(BIN)/capmoe demo
@@ -37,8 +37,13 @@ $(VENV)/.built: $(VENV)/.packages $(SOURCES)
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc examples python_tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
+
+# The site, in build/site. Nothing is fetched; a link inside it that leads nowhere is an error.
+docs: $(VENV)/.packages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/check_links.py build/site
 
 bench: build
 	$(BIN)/python -m pytest bench --benchmark-columns=median,iqr,rounds

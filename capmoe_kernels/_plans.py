@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ._op_options import gate_options, select_options
 from ._routing_checks import require_capacity, require_gating
 from .capacity import Capacity
 from .gating import Gating
-from .routing import gate_options, select_options
 
 
 class Plan(NamedTuple):

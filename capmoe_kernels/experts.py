@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._checks import FLOATS, require_choice, require_tensor
+from .arrays import is_foreign, to_tensor
 
 Activation = Literal[
     "silu",
@@ -23,6 +24,7 @@ Activation = Literal[
 ]
 Layout = Literal["concat", "interleaved"]
 _Packed = Literal["packed"]
+WEIGHTS = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Experts:
     """Weights of E feed-forward experts of hidden size H and intermediate size F.
 
     A gated expert computes ``down(act(gate(x)) * up(x))``, a plain one ``down(act(up(x)))``.
+    NumPy, JAX and other arrays with ``__dlpack__`` become torch tensors of the same memory.
 
     Attributes:
         gate_up_proj: [E, 2F, H], or [E, F, H] for a plain MLP. float32, bfloat16 or float16.
@@ -58,6 +61,7 @@ class Experts:
     def __post_init__(self) -> None:
         require_choice("Experts.activation", self.activation, get_args(Activation))
         require_choice("Experts.layout", self.layout, get_args(Layout))
+        self._share_arrays()
         up, down = self.gate_up_proj, self.down_proj
         require_tensor("Experts.down_proj", down, [None, None, None], FLOATS, meaning="E, H, F")
         num_experts, hidden, intermediate = down.shape
@@ -81,6 +85,12 @@ class Experts:
         if self.down_bias is not None:
             shape = [num_experts, hidden]
             require_tensor("Experts.down_bias", self.down_bias, shape, same, device)
+
+    def _share_arrays(self) -> None:
+        for name in WEIGHTS:
+            value = getattr(self, name)
+            if is_foreign(value):
+                object.__setattr__(self, name, to_tensor(f"Experts.{name}", value))
 
     @property
     def is_gated(self) -> bool:

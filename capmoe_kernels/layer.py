@@ -7,13 +7,14 @@ from torch import Tensor
 
 from ._checks import FLOATS, readable, require_inference, require_number, require_tensor
 from ._layer_checks import check_moe, expert_tensors, is_plain
+from ._op_options import moe_rows
 from ._plans import make_plan, plan_of
 from .arrays import accepts_arrays
 from .capacity import Capacity
 from .experts import Experts
 from .gating import Gating
 from .ops import run
-from .routing import Routing, moe_rows
+from .routing import Routing
 
 _DROPLESS = Capacity()
 

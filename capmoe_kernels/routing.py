@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import INTS, require_inference, require_int, require_number, require_tensor
+from ._op_options import gate_options, num_rows_of, select_options
 from ._routing_checks import (
     RowLayout,
     check_route,
     check_rows,
     check_tokens,
     require_capacity,
-    require_row_numbers,
 )
 from .arrays import accepts_arrays
-from .bounds import select_rows
 from .capacity import Capacity
 from .gating import Gating
 from .ops import run
@@ -111,24 +110,6 @@ def route(
     )
 
 
-def gate_options(gating: Gating, capacity: Capacity, num_experts: int) -> tuple[Any, ...]:
-    """``capmoe::gate``'s arguments after the bias."""
-    extra = 0 if capacity.expand == "local" else _extra(gating.top_k, capacity)
-    return (
-        gating.top_k,
-        gating.scoring,
-        gating.renormalize,
-        float(gating.scaling),
-        gating.num_groups,
-        gating.topk_groups,
-        gating.group_score,
-        capacity.drop_score,
-        capacity.expand,
-        min(extra, num_experts - gating.top_k),
-        *(capacity.local_experts or (0, 0)),
-    )
-
-
 @accepts_arrays
 def select(
     topk_ids: Tensor,
@@ -209,7 +190,7 @@ def _select(
 ) -> Routing:
     num_tokens, columns = expert_ids.shape
     options = select_options(capacity, num_experts)
-    num_rows = _num_rows(num_tokens, columns, num_experts, top_k, capacity, layout, row_alignment)
+    num_rows = num_rows_of(num_tokens, columns, num_experts, top_k, capacity, layout, row_alignment)
     return Routing(
         *run(
             "select",
@@ -227,67 +208,3 @@ def _select(
             num_rows,
         )
     )
-
-
-def select_options(capacity: Capacity, num_experts: int) -> tuple[Any, ...]:
-    """``capmoe::select``'s arguments from ``factor`` to ``seed``."""
-    return (
-        _ratio(capacity, num_experts),
-        capacity.limit,
-        capacity.rounding,
-        capacity.policy,
-        capacity.expand_priority,
-        capacity.max_experts_per_token,
-        capacity.reroute_rounds,
-        capacity.experts_per_device or 1,
-        capacity.seed,
-    )
-
-
-def _ratio(capacity: Capacity, num_experts: int) -> tuple[int, int] | None:
-    ratio = capacity.ratio
-    if ratio is not None and ratio[0] >= ratio[1] * num_experts:
-        return None  # C >= top_k * T bounds nothing, and the product stays in 64 bits
-    return ratio
-
-
-def moe_rows(num_tokens: int, top_k: int, capacity: Capacity, num_experts: int) -> int:
-    """N of the routing inside ``capmoe::moe``."""
-    columns = min(num_experts, top_k + _extra(top_k, capacity))
-    return _num_rows(num_tokens, columns, num_experts, top_k, capacity, "packed", 1)
-
-
-def _extra(top_k: int, capacity: Capacity) -> int:
-    """Candidates beyond the top-k."""
-    if capacity.local_experts is not None:
-        return capacity.local_experts[1] - capacity.local_experts[0]
-    if capacity.reroute_rounds > 1:
-        return top_k * (capacity.reroute_rounds - 1)
-    return capacity.extra
-
-
-def _num_rows(
-    num_tokens: int,
-    columns: int,
-    num_experts: int,
-    top_k: int,
-    capacity: Capacity,
-    layout: str,
-    row_alignment: int,
-) -> int:
-    """N: rows that a routing of ``columns`` candidates allocates."""
-    per_token = top_k if capacity.reroute_rounds > 1 else columns
-    num_rows = select_rows(
-        num_tokens,
-        num_experts,
-        top_k,
-        min(per_token, capacity.max_experts_per_token or per_token),
-        _ratio(capacity, num_experts),
-        capacity.limit,
-        capacity.rounding,
-        capacity.experts_per_device or 1,
-        layout,
-        row_alignment,
-    )
-    require_row_numbers(num_rows)
-    return num_rows

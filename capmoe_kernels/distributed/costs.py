@@ -93,7 +93,7 @@ def step_seconds(
     """Model the steps that run ``rows``.
 
     Args:
-        rows: [L, S, E] int64, what is run: see :class:`~.straggler_counts.Counts`.
+        rows: [L, S, E] int64, what is run: see ``Counts`` in straggler_counts.py.
         placement: of the E experts.
         costs: of their parts.
         tokens: [L, S], tokens of each source rank; None: none, so that ``costs.token`` is nothing.

@@ -228,7 +228,7 @@ class ExpertParallel:
             dispatched: what they were computed from.
 
         Returns:
-            A handle whose ``wait()`` gives [T, H]: each token's outputs summed by weight, in
+            A handle whose ``wait()`` gives [T, H], each token's outputs summed by weight, in
             float32 and in candidate order, as :func:`capmoe_kernels.combine` does.
         """
         with self._guard():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .._op_options import select_options
 from ..bounds import host_capacity
 from ..capacity import Capacity
 from ..integrations.ranks import reseed
-from ..routing import select_options
 
 
 def own_capacity(capacity: Capacity, rank: int, own_experts: tuple[int, ...]) -> Capacity:

@@ -20,7 +20,8 @@ def shard_range(intermediate_size: int, rank: int, world: int) -> tuple[int, int
 
 
 def shard_experts(experts: Experts, rank: int, world: int) -> Experts:
-    """The neurons of every expert that ``rank`` computes; :func:`sharded_moe` takes them.
+    """The neurons of every expert that ``rank`` computes, for
+    :func:`~capmoe_kernels.distributed.sharded_moe.sharded_moe`.
 
     An expert is a sum over its F neurons: a neuron is a row of gate, the same row of up, and a
     column of down. Every rank gets F / world of them, the first F % world ranks one more, so what
@@ -33,8 +34,8 @@ def shard_experts(experts: Experts, rank: int, world: int) -> Experts:
         world: ranks that share the work, at most F.
 
     Returns:
-        Experts of intermediate size about F / world, copied: they share no memory with
-        ``experts``. ``.pack()`` them once where they are kept.
+        Experts of intermediate size about F / world, copied, so that no memory is shared
+        with ``experts``. ``.pack()`` them once where they are kept.
 
     Raises:
         TypeError, ValueError: naming the argument and what it expects.

@@ -44,7 +44,8 @@ def sharded_moe(
         hidden_states: [T, H] of the shard's dtype.
         router_logits: [T, E], of all E experts. A NaN forbids its expert, as everywhere but in
             :func:`capmoe_kernels.route` on a CPU, where it would keep one rank from coming.
-        shard: this rank's :func:`shard_experts`, for its rank in ``group`` and the group's size.
+        shard: of :func:`~capmoe_kernels.distributed.shard_experts.shard_experts`, for this rank in
+            ``group`` and the group's size.
         gating, capacity: the same on every rank.
         group: NCCL for CUDA tensors, gloo for the CPU's; None is the default group. All calls in a
             group are collective: every rank makes the same ones, in the same order.

@@ -28,7 +28,8 @@ class Load:
 
     Attributes:
         rows: of all experts.
-        busiest_expert, busiest_device: of the busiest one of each step.
+        busiest_expert: of the busiest expert of each step.
+        busiest_device: of the busiest device of each step.
         wire: rows that each rank sends in dispatch and combine together; it receives as many. None
             where the source ranks are not known.
         busiest_wire: of the rank that sends most in each step.
@@ -46,8 +47,11 @@ class StragglerReport:
     """What :func:`straggler` finds.
 
     Attributes:
-        devices, num_experts, steps: D, E, and how many steps were summed.
-        before, after: what the top-k asks for, and what is run under the capacity.
+        devices: D.
+        num_experts: E.
+        steps: how many were summed.
+        before: what the top-k asks for.
+        after: what is run under the capacity.
         extra: rows of ``after`` that no top-k asked for (Expanded Drop).
         extra_wire: rows that these add to the wire; 0 where only own experts are offered.
         exact: False where ``extra`` and ``dropped`` may both be larger by the same number: loads
