@@ -77,6 +77,7 @@ def test_json_has_every_row_and_what_it_takes_to_repeat_it(ran):
         "renormalize": "none",
     }
     assert tree["options"]["skew"] == 1.0
+    assert len(tree["load_average"]) == 2
     assert [cell["tokens"] for cell in tree["cells"]] == [1, 64]
     packed = "packed, " if has_packed(torch.device("cpu")) else ""
     for cell in tree["cells"]:

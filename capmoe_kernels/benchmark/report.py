@@ -33,6 +33,7 @@ def as_json(found: Found) -> dict[str, Any]:
             "seed": request.seed,
         },
         "clock": found.clock,
+        "load_average": list(found.load),
         "cells": [_cell(cell) for cell in found.cells],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,10 +22,16 @@ from .timing import Clock, choose_clock
 
 @dataclass(frozen=True)
 class Found:
-    """Everything the command shows; ``clock`` says what was timed."""
+    """Everything the command shows.
+
+    Attributes:
+        clock: what was timed.
+        load: the system's load average before and after: above 1, others ran as well.
+    """
 
     request: Request
     clock: str
+    load: tuple[float, float]
     cells: list[Cell]
 
 
@@ -44,10 +51,11 @@ def run_bench(request: Request, on_cell: Callable[[int], None] = lambda tokens: 
     check_fits(request.name, _needed(request, copies), device)
     factors = request.factors if "capacity" in request.keys else []
     who = contenders(request.keys, factors, packs)
+    load = os.getloadavg()[0]
     with use_threads(request.threads) as threads, torch.inference_mode():
         clock = choose_clock(device, threads)
         cells = _measure(request, who, device, clock, on_cell)
-    found = Found(request, clock.name, cells)
+    found = Found(request, clock.name, (load, os.getloadavg()[0]), cells)
     _write(found)
     return found
 

@@ -59,7 +59,8 @@ def bench_notes(found: Found) -> list[str]:
     lines = [f"not timed: {', '.join(who)}: {why}" for why, who in _reasons(found.cells).items()]
     lines += [
         f"ms: {found.clock}, the median of samples that take turns. Every answer was checked"
-        " before, in float64 and against the loop.",
+        " before, in float64 and against the loop."
+        f" Load average {found.load[0]:.1f} before and {found.load[1]:.1f} after.",
         "The layer is its routed experts. capmoe is timed with its router's top-k; the others get"
         " theirs for free.",
         "rows: of tokens that experts compute. work: multiplications, of those of the layer"
