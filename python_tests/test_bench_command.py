@@ -197,7 +197,7 @@ def test_without_transformers_its_rows_say_so(monkeypatch):
     result = capmoe(*SIZES, "--tokens", "64", "--seconds", "0", "--dtype", "fp32")
     assert result.exit_code == 0, result.output
     assert (
-        "not timed: Transformers, eager, Transformers, grouped_mm: transformers is not installed"
+        "not timed: Transformers, eager; Transformers, grouped_mm: transformers is not installed"
         in " ".join(result.stdout.split())
     )
 

@@ -56,7 +56,7 @@ def heading(found: Found) -> str:
 def bench_notes(found: Found) -> list[str]:
     """Who was not timed, and what the columns mean."""
     request = found.request
-    lines = [f"not timed: {', '.join(who)}: {why}" for why, who in _reasons(found.cells).items()]
+    lines = [f"not timed: {'; '.join(who)}: {why}" for why, who in _reasons(found.cells).items()]
     lines += [
         f"ms: {found.clock}, the median of samples that take turns. Every answer was checked"
         " before, in float64 and against the loop."
