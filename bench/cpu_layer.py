@@ -11,39 +11,31 @@ before each sample. malloc is told to keep what is freed, as a serving process w
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import capmoe_kernels as cm
-
-
-class Shape(NamedTuple):
-    hidden: int
-    intermediate: int
-    experts: int
-    top_k: int
-
+from capmoe_kernels.benchmark.cases import DTYPES
+from capmoe_kernels.benchmark.loop import Loop, truth
+from capmoe_kernels.benchmark.models import PRESETS, Shape
+from capmoe_kernels.benchmark.timing import cpu_seconds, keep_freed_memory
 
 SHAPES = {
     "mixs": Shape(1024, 2048, 8, 2),
-    "olmoe": Shape(2048, 1024, 64, 8),
-    "qwen3": Shape(2048, 768, 128, 8),
+    "olmoe": PRESETS["olmoe"].shape,
+    "qwen3": PRESETS["qwen3-30b-a3b"].shape,
 }
 TOKENS = (1, 32, 512, 4096)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHECKED_TOKENS = 16
 COLD_TOKENS = 32  # up to so many, weights come from memory
 
@@ -84,51 +76,9 @@ def ours(case: Case) -> Tensor:
     return out
 
 
-class Loop:
-    """One expert after another; what the routing says of each is worked out beforehand."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        routing = case.routing
-        live = routing.rows >= 0
-        row_weights = torch.zeros(routing.row_tokens.shape[0])
-        row_weights[routing.rows[live].long()] = routing.weights[live]
-        self.parts: list[tuple[int, Tensor, Tensor]] = []
-        for expert, count in enumerate(routing.tokens_per_expert.tolist()):
-            if count == 0:
-                continue
-            first = int(routing.expert_offsets[expert])
-            rows = slice(first, first + count)
-            weights = row_weights[rows, None].to(case.hidden_states.dtype)
-            self.parts.append((expert, routing.row_tokens[rows].long(), weights))
-
-    def __call__(self) -> Tensor:
-        x, experts = self.case.hidden_states, self.case.experts
-        out = torch.zeros_like(x)
-        for expert, tokens, weights in self.parts:
-            gate_up = F.linear(x.index_select(0, tokens), experts.gate_up_proj[expert])
-            gate, up = gate_up.chunk(2, dim=-1)
-            y = F.linear(F.silu(gate) * up, experts.down_proj[expert])
-            out.index_add_(0, tokens, y * weights)
-        return out
-
-
-def truth(case: Case, tokens: int) -> Tensor:
-    """The first ``tokens`` rows of the answer, in float64."""
-    experts, routing = case.experts, case.routing
-    x = case.hidden_states[:tokens].double()
-    out = torch.zeros_like(x)
-    for token in range(tokens):
-        for expert, weight in zip(routing.expert_ids[token], routing.weights[token], strict=True):
-            gate, up = (experts.gate_up_proj[expert].double() @ x[token]).chunk(2)
-            y = experts.down_proj[expert].double() @ (F.silu(gate) * up)
-            out[token] += weight.double() * y
-    return out
-
-
 def check(case: Case, packed: Case, loop: Loop) -> None:
     tokens = min(CHECKED_TOKENS, case.hidden_states.shape[0])
-    expected = truth(case, tokens)
+    expected = truth(*case, tokens)
     out = ours(case)
     error = (out[:tokens] - expected).abs().max().item()
     loop_error = (loop()[:tokens] - expected).abs().max().item()
@@ -139,15 +89,9 @@ def check(case: Case, packed: Case, loop: Loop) -> None:
         raise SystemExit("packed weights give another answer")
 
 
-def cpu_seconds(call: Callable[[], Tensor]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
 def measure(case: Case, packed: Case, seconds: float) -> tuple[list[float], int]:
     """Median seconds of packed weights, of plain ones and of the loop, and how many of each."""
-    loop = Loop(case)
+    loop = Loop(*case)
     check(case, packed, loop)  # warms all up, too
     calls = (lambda: ours(packed), lambda: ours(case), loop)
     samples: list[list[float]] = []
@@ -168,15 +112,6 @@ def cpu_model() -> str:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     isa = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return f"{names[0] if names else platform.machine()} ({' '.join(isa) or 'no x86 vectors'})"
-
-
-def keep_freed_memory() -> None:
-    """glibc: no allocation by mmap, and no trimming of the heap."""
-    trim_threshold, mmap_max = -1, -4
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
 
 
 def main() -> None:

@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 
+from capmoe_kernels.benchmark.cases import DTYPES
+
 from . import cpu_peers_layer as layer
 from . import cpu_peers_parts as parts
 from . import cpu_peers_rivals as rivals
 from . import cpu_peers_routing as routing
-from .cpu_layer import DTYPES, cpu_model
+from .cpu_layer import cpu_model
 from .cpu_peers_cases import SHAPES
 from .cpu_peers_child import in_child
 from .cpu_peers_peaks import Peaks

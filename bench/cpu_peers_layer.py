@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import capmoe_kernels as cm
+from capmoe_kernels.benchmark.cases import DTYPES
+from capmoe_kernels.benchmark.judge import OTHERS_OVER_LOOP, OURS_OVER_LOOP
+from capmoe_kernels.benchmark.models import Shape
+from capmoe_kernels.benchmark.timing import keep_freed_memory
 
 from . import cpu_peers_rivals as rivals
-from .cpu_layer import DTYPES, Shape, keep_freed_memory
 from .cpu_peers_cases import (
-    OTHERS_OVER_LOOP,
-    OURS_OVER_LOOP,
     SHAPES,
     TINY,
     Given,

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 import capmoe_kernels as cm
+from capmoe_kernels.benchmark.cases import DTYPES
+from capmoe_kernels.benchmark.judge import OURS_OVER_LOOP
+from capmoe_kernels.benchmark.timing import keep_freed_memory
 
 from . import cpu_peers_rivals as rivals
-from .cpu_layer import DTYPES, keep_freed_memory
 from .cpu_peers_cases import (
-    OURS_OVER_LOOP,
     SHAPES,
     TINY,
     Given,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import capmoe_kernels as cm
+from capmoe_kernels.benchmark.contenders import olmoe_experts
 
 from .cpu_peers_cases import Given
 from .gpu_rivals import torch_grouped_mm
@@ -47,22 +48,7 @@ def transformers(implementation: str) -> Prepare:
     """A real model's experts, run by what their config names."""
 
     def prepare(experts: cm.Experts) -> Run:
-        from transformers.models.olmoe.modeling_olmoe import OlmoeExperts
-
-        num_experts, hidden, intermediate = experts.down_proj.shape
-        config = SimpleNamespace(
-            num_experts=num_experts,
-            num_local_experts=num_experts,
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            hidden_act="silu",
-            _experts_implementation=implementation,
-        )
-        with torch.device("meta"):
-            module = OlmoeExperts(config)
-        for name in ("gate_up_proj", "down_proj"):
-            weight = torch.nn.Parameter(getattr(experts, name), requires_grad=False)
-            setattr(module, name, weight)
+        module = olmoe_experts(experts, implementation)
         return lambda given: module(given.x, given.ids, given.weights)
 
     return prepare

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .cpu_layer import cpu_seconds
+from capmoe_kernels.benchmark.timing import cpu_seconds
 
 Call = Callable[[], Any]
 MOST_ROUNDS = 50

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import capmoe_kernels as cm
+from capmoe_kernels.benchmark.timing import keep_freed_memory
 from capmoe_kernels.distributed import Costs, calibrate, step_seconds
 
-from .cpu_layer import keep_freed_memory
 from .expert_parallel_cases import DROPLESS, SETTINGS, Case, Setting, load_case, make_cases
 from .expert_parallel_layers import Layer, expected, make_layer
 

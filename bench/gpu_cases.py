@@ -11,15 +11,9 @@ from torch import Tensor
 import capmoe_kernels as cm
 from capmoe_kernels.routing import gate_options, moe_rows, select_options
 
-from .gpu_roofline import SHAPES, Shape, Work, experts_work
+from .gpu_roofline import MODELS, SHAPES, Shape, Work, experts_work
 
-GATINGS = {
-    "olmoe": cm.Gating(8),
-    "mixtral": cm.Gating(2, renormalize="topk"),
-    "qwen3": cm.Gating(8, renormalize="topk"),
-    "dsv2lite": cm.Gating(6),
-    "dsv3": cm.Gating(8, "sigmoid", "topk", 2.5, 8, 4, "top2_sum"),
-}
+GATINGS = {name: model.gating for name, model in MODELS.items()}
 DEVICE = "cuda"
 SKEW = 0.5  # of the log-normal popularity of experts
 

@@ -6,21 +6,17 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from capmoe_kernels.benchmark.models import PRESETS, Shape
 
-class Shape(NamedTuple):
-    hidden: int
-    intermediate: int
-    experts: int
-    top_k: int
-
-
-SHAPES = {
-    "olmoe": Shape(2048, 1024, 64, 8),
-    "mixtral": Shape(4096, 14336, 8, 2),
-    "qwen3": Shape(2048, 768, 128, 8),
-    "dsv2lite": Shape(2048, 1408, 64, 6),
-    "dsv3": Shape(7168, 2048, 256, 8),
+# By the short names that the tables of counts are kept under.
+MODELS = {
+    "olmoe": PRESETS["olmoe"],
+    "mixtral": PRESETS["mixtral"],
+    "qwen3": PRESETS["qwen3-30b-a3b"],
+    "dsv2lite": PRESETS["deepseek-v2-lite"],
+    "dsv3": PRESETS["deepseek-v3"],
 }
+SHAPES = {name: model.shape for name, model in MODELS.items()}
 TOKENS = (1, 64, 1024, 4096, 16384)
 
 

@@ -1,4 +1,4 @@
-"""The ``capmoe`` command: ``info``, ``evaluate``, ``straggler`` and ``demo``."""
+"""The ``capmoe`` command: ``info``, ``evaluate``, ``straggler``, ``bench`` and ``demo``."""
 
 from __future__ import annotations
 
