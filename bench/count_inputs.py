@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import capmoe_kernels as cm
-from capmoe_kernels.routing import gate_options, moe_rows, select_options
+from capmoe_kernels._op_options import gate_options, moe_rows, select_options
 
 from .gpu_cases import GATINGS, SKEW
 from .gpu_roofline import SHAPES, Shape

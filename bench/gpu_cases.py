@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import capmoe_kernels as cm
-from capmoe_kernels.routing import gate_options, moe_rows, select_options
+from capmoe_kernels._op_options import gate_options, moe_rows, select_options
 
 from .gpu_roofline import MODELS, SHAPES, Shape, Work, experts_work
 

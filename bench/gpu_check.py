@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from capmoe_kernels import reference
-from capmoe_kernels.routing import gate_options, select_options
+from capmoe_kernels._op_options import gate_options, select_options
 
 from .gpu_cases import Case, call, exact_experts
 

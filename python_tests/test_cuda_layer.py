@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import capmoe_kernels as cm
 import oracle_mlp
+from capmoe_kernels._op_options import moe_rows
 from capmoe_kernels.ops import OPS
-from capmoe_kernels.routing import moe_rows
 from cases import brief, make_experts, normal, router_logits
 from checks import assert_close_to_truth, same_bits
 from cuda_on_cpu import runtime

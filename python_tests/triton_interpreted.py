@@ -19,7 +19,7 @@ import triton
 
 import capmoe_kernels as cm
 from capmoe_kernels import reference, triton_kernels
-from capmoe_kernels.routing import gate_options
+from capmoe_kernels._op_options import gate_options
 from cases import normal, router_logits
 from checks import assert_close_to_truth, same_bits
 from cuda_select import OUTPUTS
