@@ -21,7 +21,7 @@ from .._checks import require_tensor
 from ..capacity import Capacity
 from ..experts import Experts
 from ..gating import Gating
-from . import olmoe  # noqa: F401  registers itself
+from . import architectures  # noqa: F401  registers what is known
 from .blocks import MoeBlock, OwnRouter, check_supported, find_moe_blocks, supported
 from .capacities import Capacities, per_block
 from .padding import TokenMask, follow_masks
