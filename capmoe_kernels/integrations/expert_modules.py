@@ -3,7 +3,8 @@
 The kernels read [E, 2F, H] and [E, H, F]. A copy would double the model's memory, and would not
 follow it. So the weights of a block's experts move into one tensor, expert by expert, and every
 parameter goes on as a view of its place there: the same object, of the same value, that a later
-change in place reaches the kernels through.
+change in place reaches the kernels through. Whatever gives the parameters other memory, such as a
+move to another device or a ``deepcopy`` of the model, ends that: take the model over anew.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def _stack(group: list[list[nn.Parameter]]) -> Tensor:
     whole = _already_stacked(group)
     if whole is None:
         whole = _moved(group)
-    # As the parameters do, so that the kernels refuse where autograd would record.
-    return whole.requires_grad_(any(p.requires_grad for own in group for p in own))
+    with torch.inference_mode(whole.is_inference()):
+        # As the parameters do, so that the kernels refuse where autograd would record.
+        return whole.requires_grad_(any(p.requires_grad for own in group for p in own))
 
 
 def _moved(group: list[list[nn.Parameter]]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 
 from .._checks import FLOATS
 
+# Functions and classes that compute an activation, by name, and the packages they come from.
+_HOMES = ("torch.", "transformers.activations")
 _GATED = {
+    "silu": "silu",
+    "gelu": "gelu",
     "SiLU": "silu",
     "SiLUActivation": "silu",
     "GELUActivation": "gelu",
     "GELUTanh": "gelu_tanh",
     "NewGELUActivation": "gelu_tanh",  # the same formula, written out
 }
-_PLAIN = _GATED | {"ReLU": "relu", "ReLUSquaredActivation": "relu2"}
+_PLAIN = _GATED | {"relu": "relu", "ReLU": "relu", "ReLUSquaredActivation": "relu2"}
 
 
 def setting(module: nn.Module, *names: str) -> Any:
@@ -60,13 +65,13 @@ def activation_of(act_fn: Any, gated: bool = True) -> str:
     Raises:
         ValueError: none of them; names ``hidden_act``, by which configurations choose it.
     """
+    kind = act_fn if inspect.isroutine(act_fn) else type(act_fn)
     known = _GATED if gated else _PLAIN
-    kind = type(act_fn)
-    home = kind.__module__
-    if kind.__name__ not in known or not home.startswith(("torch.nn.", "transformers.activations")):
+    found = known.get(kind.__name__)
+    if found is None or not str(kind.__module__).startswith(_HOMES):
         kinds = ", ".join(sorted(set(known.values())))
         raise ValueError(f"hidden_act must be one of {kinds}, got {kind.__name__}")
-    return known[kind.__name__] + ("" if gated else "_no_mul")
+    return found + ("" if gated else "_no_mul")
 
 
 def linear_logits(router: nn.Module, tokens: Tensor) -> Tensor:
