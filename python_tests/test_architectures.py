@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -117,6 +119,29 @@ def test_undo_gives_back_every_bit(case):
 
 def as_tuple(out):
     return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_copy_of_a_model_has_a_router_of_its_own(case):
+    with torch.enable_grad():  # as in a notebook
+        model = apply(build(case, seed=6))
+        twin = copy.deepcopy(model)
+    hidden = tokens_of(torch.float32)
+    expected = first(blocks_of(model)[-1](hidden))
+    block = blocks_of(twin)[-1]
+    assert torch.equal(first(block(hidden)), expected)
+    for module in (getattr(block, "gate", None) or block.router, *shared_of(case, block)):
+        for tensor in module.parameters():
+            tensor.neg_()
+    ours = first(block(hidden))
+    undo(twin)
+    torch.testing.assert_close(ours, first(block(hidden)), rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(ours, expected, rtol=1e-2, atol=1e-2)
+    assert torch.equal(first(blocks_of(model)[-1](hidden)), expected)
+
+
+def shared_of(case, block):
+    return [getattr(block, case.shared)] if case.shared else []
 
 
 # The kernels' layout of GPT-OSS's experts is a copy.

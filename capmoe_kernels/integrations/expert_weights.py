@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..experts import Experts
@@ -50,8 +49,7 @@ def expert_weight(module: nn.Module, name: str, transposed: bool) -> Tensor:
         raise ValueError(
             f"{type(module).__name__}.{name} must have three dimensions, got {list(weight.shape)}"
         )
-    with torch.no_grad():
-        return weight.transpose(1, 2) if transposed else weight
+    return weight.detach().transpose(1, 2) if transposed else weight
 
 
 def check_one_process(module: nn.Module) -> None:

@@ -54,7 +54,7 @@ def _read_experts(module: nn.Module) -> Experts:
     return Experts(
         expert_weight(module, "gate_up_proj", transposed=True),
         expert_weight(module, "down_proj", transposed=True),
-        plain_weight(module, "gate_up_proj_bias"),
+        plain_weight(module, "gate_up_proj_bias").detach(),  # of which concat makes a copy
         plain_weight(module, "down_proj_bias"),
         "swigluoai",
         "interleaved",
