@@ -114,6 +114,17 @@ def test_a_router_that_is_wrapped_is_refused():
     refused(model, "weight must be a parameter .*got none")
 
 
+@pytest.mark.parametrize("model_type", ["olmoe", "deepseek_v2", "gpt_oss"])
+def test_experts_that_peft_wraps_are_refused(model_type):
+    model = build(case_of(model_type))
+    block = blocks_of(model)[0]
+    wrapper = nn.Module()
+    wrapper.base_layer = block.experts
+    wrapper.alpha, wrapper.limit = 1.702, 7.0  # PEFT's wrapper hands on what it doesn't have
+    block.experts = wrapper
+    refused(model, "gate_up_proj must be a parameter .*neither quantised nor wrapped.*got none")
+
+
 def test_the_setting_that_a_router_lacks_is_named():
     model = build(case_of("deepseek_v3"))
     del blocks_of(model)[0].gate.norm_topk_prob
@@ -121,9 +132,12 @@ def test_the_setting_that_a_router_lacks_is_named():
 
 
 def test_the_first_name_that_a_module_has_is_read():
-    module = nn.Module()
-    module.n_group = 3
-    assert reading.setting(module, "num_group", "n_group") == 3
+    module, block = nn.Module(), nn.Module()
+    module.n_group, block.num_group, block.top_k = 3, 4, 5
+    assert reading.setting(module, "num_group", "n_group", block=block) == 3
+    assert reading.setting(module, "top_k", block=block) == 5
+    with pytest.raises(ValueError, match="must have top_k"):
+        reading.setting(module, "top_k")
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v2"])

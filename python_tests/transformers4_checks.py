@@ -80,3 +80,9 @@ def test_watching_changes_no_number():
         watched = blocks_of(model)[0](hidden)
     assert len(records) == 1
     assert all(torch.equal(a, b) for a, b in zip(watched, before, strict=True))
+
+
+def test_experts_with_biases_are_refused():
+    case = next(case for case in CASES if case.model_type == "deepseek_v2")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp: .*mlp_bias must be False"):
+        apply(build(case, mlp_bias=True))

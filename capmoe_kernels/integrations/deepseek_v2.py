@@ -25,15 +25,16 @@ def read(block: nn.Module, config: Any) -> MoeParts:
     """
     router: Any = block.gate
     plain_weight(router, "weight")
-    method = setting(router, "topk_method")
+    of_router = partial(setting, router, block=block)  # the first of Transformers 5 ask the block
+    method = of_router("topk_method")
     require_setting("topk_method", method, ("greedy", "group_limited_greedy"))
     require_setting("scoring_func", getattr(config, "scoring_func", "softmax"), ("softmax",))
     grouped = method == "group_limited_greedy"
     gating = Gating(
-        top_k=setting(router, "top_k"),
-        scaling=setting(router, "routed_scaling_factor"),
-        num_groups=setting(router, "num_group") if grouped else 1,
-        topk_groups=setting(router, "topk_group") if grouped else 1,
+        top_k=of_router("top_k"),
+        scaling=of_router("routed_scaling_factor"),
+        num_groups=of_router("num_group") if grouped else 1,
+        topk_groups=of_router("topk_group") if grouped else 1,
         group_score="max",
     )
     return MoeParts(

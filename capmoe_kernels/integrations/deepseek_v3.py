@@ -25,16 +25,17 @@ def read(block: nn.Module, config: Any) -> MoeParts:
     """
     router: Any = block.gate
     plain_weight(router, "weight")
+    of_router = partial(setting, router, block=block)  # the first of Transformers 5 ask the block
     require_setting("topk_method", getattr(config, "topk_method", "noaux_tc"), ("noaux_tc",))
     require_setting("scoring_func", getattr(config, "scoring_func", "sigmoid"), ("sigmoid",))
     setting(router, "e_score_correction_bias")
     gating = Gating(
-        top_k=setting(router, "top_k"),
+        top_k=of_router("top_k"),
         scoring="sigmoid",
-        renormalize="topk" if setting(router, "norm_topk_prob") else "none",
-        scaling=setting(router, "routed_scaling_factor"),
-        num_groups=setting(router, "num_group", "n_group"),
-        topk_groups=setting(router, "topk_group"),
+        renormalize="topk" if of_router("norm_topk_prob") else "none",
+        scaling=of_router("routed_scaling_factor"),
+        num_groups=of_router("num_group", "n_group"),
+        topk_groups=of_router("topk_group"),
         group_score="top2_sum",
     )
     return MoeParts(

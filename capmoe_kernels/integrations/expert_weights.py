@@ -29,17 +29,15 @@ def read_experts(module: nn.Module) -> Experts:
     """
     flags = {name: getattr(module, name, default) for name, default in FLAGS.items()}
     _check_forward(module, flags)
-    gated = bool(flags["has_gate"])
+    gated, transposed = bool(flags["has_gate"]), bool(flags["is_transposed"])
     up = "gate_up_proj" if gated else "up_proj"
+    gate_up = expert_weight(module, up, transposed)
+    down = expert_weight(module, "down_proj", transposed)
+    biased = bool(flags["has_bias"])
+    gate_up_bias = plain_weight(module, f"{up}_bias") if biased else None
+    down_bias = plain_weight(module, "down_proj_bias") if biased else None
     activation: Any = activation_of(getattr(module, "act_fn", None), gated)
-    transposed = bool(flags["is_transposed"])
-    return Experts(
-        expert_weight(module, up, transposed),
-        expert_weight(module, "down_proj", transposed),
-        plain_weight(module, f"{up}_bias") if flags["has_bias"] else None,
-        plain_weight(module, "down_proj_bias") if flags["has_bias"] else None,
-        activation,
-    )
+    return Experts(gate_up, down, gate_up_bias, down_bias, activation)
 
 
 def expert_weight(module: nn.Module, name: str, transposed: bool) -> Tensor:

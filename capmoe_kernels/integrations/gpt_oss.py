@@ -33,7 +33,7 @@ def read(block: nn.Module, _config: Any) -> MoeParts:
     top_k = setting(router, "top_k")
     experts = _read_experts(setting(block, "experts"))
     # Transformers 4's router scatters its weights over all experts.
-    scattered = not hasattr(block.experts, "has_gate")
+    scattered = not hasattr(block.experts, "is_transposed")
     return MoeParts(
         Gating(top_k=top_k, renormalize="topk"),
         partial(_logits, router),

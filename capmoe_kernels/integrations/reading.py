@@ -25,15 +25,16 @@ _GATED = {
 _PLAIN = _GATED | {"relu": "relu", "ReLU": "relu", "ReLUSquaredActivation": "relu2"}
 
 
-def setting(module: nn.Module, *names: str) -> Any:
-    """The first of the attributes ``names`` that ``module`` has.
+def setting(module: nn.Module, *names: str, block: nn.Module | None = None) -> Any:
+    """The first of the attributes ``names`` that ``module`` has, or else ``block`` around it.
 
     Raises:
-        ValueError: it has none of them.
+        ValueError: neither has any of them.
     """
-    for name in names:
-        if hasattr(module, name):
-            return getattr(module, name)
+    for holder in (module, block):
+        for name in names:
+            if hasattr(holder, name):
+                return getattr(holder, name)
     raise ValueError(f"{type(module).__name__} must have {names[0]}, by which it routes")
 
 
