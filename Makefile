@@ -60,7 +60,7 @@ $(PEERS)/.installed: $(wildcard bench/requirements-peers*.txt)
 	touch $@
 
 # The last Transformers 4, beside the virtual environment's 5; tests run it by its path.
-$(TRANSFORMERS4)/.installed: $(VENV)/.packages
+$(TRANSFORMERS4)/.installed: | $(VENV)/.packages
 	rm -rf $(TRANSFORMERS4)
 	$(BIN)/python -m pip install --no-deps --target $(TRANSFORMERS4) \
 		"transformers==4.57.6" "huggingface-hub>=0.34,<1" "tokenizers>=0.22,<0.23"

@@ -119,6 +119,11 @@ def test_experts_that_peft_wraps_are_refused(model_type):
     model = build(case_of(model_type))
     block = blocks_of(model)[0]
     wrapper = nn.Module()
+    if isinstance(block.experts, nn.ModuleList):
+        wrapper.base_layer = block.experts[3].up_proj
+        block.experts[3].up_proj = wrapper
+        refused(model, "up_proj of an expert must be nn.Linear.*got Module")
+        return
     wrapper.base_layer = block.experts
     wrapper.alpha, wrapper.limit = 1.702, 7.0  # PEFT's wrapper hands on what it doesn't have
     block.experts = wrapper

@@ -12,9 +12,9 @@ from torch import nn
 
 from ..gating import Gating
 from .blocks import register
+from .expert_weights import read_experts
 from .parts import Architecture, MoeParts
 from .reading import float32_logits, plain_weight, require_setting, setting
-from .softmax_router import either_experts
 
 
 def read(block: nn.Module, config: Any) -> MoeParts:
@@ -40,7 +40,7 @@ def read(block: nn.Module, config: Any) -> MoeParts:
     return MoeParts(
         gating,
         partial(float32_logits, router),
-        either_experts(setting(block, "experts")),
+        read_experts(setting(block, "experts")),
         shared=setting(block, "shared_experts"),
     )
 

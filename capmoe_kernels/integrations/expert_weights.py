@@ -1,4 +1,4 @@
-"""The weights of an experts module of Transformers 5: one tensor for all experts."""
+"""The weights of a model's experts: in Transformers 5, one tensor for all of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..experts import Experts
+from .expert_modules import read_expert_modules
 from .reading import activation_of, plain_weight
 
 # What ``use_experts_implementation`` notes on every experts module, and its defaults.
@@ -22,11 +23,14 @@ FLAGS = {
 def read_experts(module: nn.Module) -> Experts:
     """Experts [E, 2F, H] and [E, H, F] of a module that computes them as Transformers does.
 
-    Tensors are the module's own; where the module keeps them transposed, views of them.
+    Tensors are the module's own; where the module keeps them transposed, views of them. Those of
+    Transformers 4's module lists: see :mod:`.expert_modules`.
 
     Raises:
         ValueError: a flag, the activation, the gate's formula or a weight is not understood.
     """
+    if isinstance(module, nn.ModuleList):
+        return read_expert_modules(module)
     flags = {name: getattr(module, name, default) for name, default in FLAGS.items()}
     _check_forward(module, flags)
     gated, transposed = bool(flags["has_gate"]), bool(flags["is_transposed"])

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..experts import Experts
 from ..gating import Gating, Renormalize
-from .expert_modules import read_expert_modules
 from .expert_weights import read_experts
 from .parts import MoeParts
 from .reading import linear_logits, plain_weight, setting, with_logits
@@ -38,13 +36,6 @@ def read_softmax_block(block: nn.Module, renormalize: Renormalize | None = None)
     return MoeParts(
         Gating(top_k=setting(settings, "top_k"), renormalize=renormalize),
         gate if in_modules else partial(linear_logits, gate),
-        either_experts(experts),
+        read_experts(experts),
         wrap=with_logits if in_modules else None,
     )
-
-
-def either_experts(experts: nn.Module) -> Experts:
-    """Of Transformers 5 or 4."""
-    if isinstance(experts, nn.ModuleList):
-        return read_expert_modules(experts)
-    return read_experts(experts)

@@ -4,9 +4,8 @@
     model.generate(input_ids)        # prefill is bounded, decoding is not
     undo(model)
 
-Weights are shared, not copied (but for GPT-OSS's and others that a model keeps transposed), and
-``undo`` gives the model back exactly as it was. Tested with Transformers 5.23 and 4.57.6;
-docs/architectures.md has what of each architecture is supported.
+Weights are shared, not copied, and ``undo`` gives the model back exactly as it was. Which models,
+on Transformers 5 (tested: 5.23) and 4 (4.57.6), and whose weights are copied: docs/architectures.md
 """
 
 from __future__ import annotations
