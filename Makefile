@@ -4,9 +4,10 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := build/peers
+TRANSFORMERS4 := build/transformers4
 # The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is, and those of
 # Triton, whose wheel is for Linux, with the compiler that it brings.
-REQUIRE := reference,cpu$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
+REQUIRE := reference,cpu,transformers4$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
 .PHONY: demo test build lint docs bench bench-cpu bench-ep clean
@@ -14,7 +15,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt
 demo: build
 	$(BIN)/capmoe demo
 
-test: build
+test: build $(TRANSFORMERS4)/.installed
 	CAPMOE_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2
 
 build: $(VENV)/.built
@@ -61,6 +62,13 @@ $(PEERS)/.installed: $(wildcard bench/requirements-peers*.txt)
 	$(PEERS)/bin/python -m pip install -c bench/requirements-peers.txt "setuptools>=77" wheel torch
 	DS_BUILD_OPS=0 $(PEERS)/bin/python -m pip install --no-build-isolation -r bench/requirements-peers.txt
 	$(PEERS)/bin/python -m pip install --no-deps -r bench/requirements-peers-no-deps.txt
+	touch $@
+
+# The last Transformers 4, beside the virtual environment's 5; tests run it by its path.
+$(TRANSFORMERS4)/.installed: | $(VENV)/.packages
+	rm -rf $(TRANSFORMERS4)
+	$(BIN)/python -m pip install --no-deps --target $(TRANSFORMERS4) \
+		"transformers==4.57.6" "huggingface-hub>=0.34,<1" "tokenizers>=0.22,<0.23"
 	touch $@
 
 clean:

@@ -51,7 +51,7 @@ def load(path: Path, device: str) -> Checkpoint:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..integrations.blocks import MoeParts
-    from ..integrations.transformers import check_supported, find_moe_blocks, supported
+    from ..integrations.transformers import check_supported, find_moe_blocks
 
     _be_quiet()
     if not (path / "config.json").is_file():
@@ -71,11 +71,7 @@ def load(path: Path, device: str) -> Checkpoint:
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     parts = blocks[0].parts
-    if not isinstance(parts, MoeParts):
-        raise UsageError(
-            f"{path}: the router of a {config.model_type!r} model is not known, only its experts;"
-            f" known: {', '.join(supported())}"
-        )
+    assert isinstance(parts, MoeParts)  # as those of a supported model type are
     experts, top_k = parts.experts, parts.gating.top_k
     return Checkpoint(
         path, model, tokenizer, where, experts.num_experts, top_k, experts.hidden_size

@@ -1,84 +1,29 @@
-"""Which Mixture-of-Experts blocks are known, and how each is read into this package's terms.
+"""Which Mixture-of-Experts blocks are known, and where a model has them.
 
 An architecture is one :class:`Architecture` in a file of its own (see ``olmoe.py``), registered
-under the ``model_type`` of its Transformers configuration.
+under the ``model_type`` of its Transformers configuration. What is not registered is looked for by
+shape (see ``by_shape.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..experts import Experts
-from ..gating import Gating
+from .by_shape import find_by_shape
+from .parts import Architecture, MoeBlock, MoeParts, OwnRouter
 
-
-@dataclass(frozen=True, eq=False)
-class MoeParts:
-    """What a block is made of.
-
-    Attributes:
-        gating: how its router chooses.
-        router_logits: tokens [T, H] to logits [T, E], computed as the model itself does, dtype
-            included.
-        experts: its E experts; the model's own tensors, not copies.
-        selection_bias: gives what is added to the scores for ranking, [E] float32; it is asked at
-            every call, since a model may change it.
-        shared: tokens [T, H] to what the block adds to its experts' output, such as a shared
-            expert.
-        wrap: (output, router logits) to what the block's forward returns; None: the output alone.
-    """
-
-    gating: Gating
-    router_logits: Callable[[Tensor], Tensor]
-    experts: Experts
-    selection_bias: Callable[[], Tensor] | None = None
-    shared: Callable[[Tensor], Tensor] | None = None
-    wrap: Callable[[Tensor, Tensor], Any] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class OwnRouter:
-    """Experts behind a router that stays the model's own.
-
-    The module that holds them is called with hidden states [T, H], top-k ids [T, k] and their
-    weights [T, k], as Transformers 5 calls every experts module, and returns [T, H].
-
-    Attributes:
-        experts: as in :class:`MoeParts`.
-        top_k: k.
-    """
-
-    experts: Experts
-    top_k: int
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to find and read the MoE blocks of one model family.
-
-    Attributes:
-        model_type: of the Transformers configuration.
-        block_class: class name of the blocks; their forward takes [B, S, H] and returns [B, S, H].
-        read: (block, configuration) to its parts.
-    """
-
-    model_type: str
-    block_class: str
-    read: Callable[[nn.Module, Any], MoeParts]
-
-
-@dataclass(frozen=True, eq=False)
-class MoeBlock:
-    """One block of one model: the module whose forward is replaced, and what it is made of."""
-
-    name: str
-    module: nn.Module
-    parts: MoeParts | OwnRouter
-
+__all__ = [
+    "Architecture",
+    "MoeBlock",
+    "MoeParts",
+    "OwnRouter",
+    "check_supported",
+    "find_moe_blocks",
+    "register",
+    "supported",
+]
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 
@@ -96,30 +41,51 @@ def supported() -> list[str]:
 def check_supported(model_type: str) -> None:
     """Raise ValueError, listing what is known, where ``model_type`` is not."""
     if model_type not in _ARCHITECTURES:
-        raise ValueError(
-            f"model type {model_type!r} has no MoE blocks that capmoe_kernels knows;"
-            f" it knows those of {', '.join(supported())}"
-        )
+        raise ValueError(_unknown(model_type))
 
 
 def find_moe_blocks(model: nn.Module) -> list[MoeBlock]:
     """Every MoE block of a Transformers model, in the model's order.
 
+    A known architecture is read whole, its router included; of any other model, the experts modules
+    that fit by their shape are found. Nothing is changed, but for models of Transformers 4: there
+    the weights of a block's experts move into one tensor, of which the model's parameters, still
+    the same objects of the same values, become views (see ``expert_modules.py``).
+
     Raises:
-        ValueError: the architecture is unknown or the model has no MoE block.
+        ValueError: the model has no MoE block that is understood; says what is known, or which
+            setting of which block is not.
     """
     config: Any = getattr(model, "config", None)
     model_type = getattr(config, "model_type", type(model).__name__)
-    check_supported(model_type)
-    architecture = _ARCHITECTURES[model_type]
+    architecture = _ARCHITECTURES.get(model_type)
+    if architecture is None:
+        try:
+            return find_by_shape(model)
+        except ValueError as error:
+            raise ValueError(f"{_unknown(model_type)}; and by shape, {error}") from None
     blocks = [
-        MoeBlock(name, module, architecture.read(module, config))
+        MoeBlock(name, module, _read(architecture, name, module, config))
         for name, module in model.named_modules()
-        if type(module).__name__ == architecture.block_class
+        if type(module).__name__ in architecture.block_classes
     ]
     if not blocks:
         raise ValueError(
-            f"{type(model).__name__} has no {architecture.block_class},"
+            f"{type(model).__name__} has no {' or '.join(architecture.block_classes)},"
             f" the MoE block of {model_type!r} models"
         )
     return blocks
+
+
+def _read(architecture: Architecture, name: str, module: nn.Module, config: Any) -> MoeParts:
+    try:
+        return architecture.read(module, config)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _unknown(model_type: str) -> str:
+    return (
+        f"model type {model_type!r} has no MoE blocks that capmoe_kernels knows;"
+        f" it knows those of {', '.join(supported())}"
+    )

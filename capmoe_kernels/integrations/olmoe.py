@@ -1,36 +1,20 @@
-"""OLMoE: softmax over all experts, top-k, SwiGLU experts, no shared expert."""
+"""OLMoE and FlexOlmo: softmax over all experts, top-k, SwiGLU experts, no shared expert."""
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from ..experts import Activation, Experts
-from ..gating import Gating
-from .blocks import Architecture, MoeParts, register
+from .blocks import register
+from .parts import Architecture, MoeParts
+from .softmax_router import read_softmax_block
 
 
-def read(block: nn.Module, config: Any) -> MoeParts:
+def read(block: nn.Module, _config: Any) -> MoeParts:
     """Parts of an ``OlmoeSparseMoeBlock``."""
-    if config.hidden_act not in get_args(Activation):
-        raise ValueError(f"capmoe_kernels has no gated activation {config.hidden_act!r}")
-    router: Any = block.gate
-    experts: Any = block.experts
-
-    def router_logits(tokens: Tensor) -> Tensor:
-        return F.linear(tokens, router.weight)
-
-    return MoeParts(
-        Gating(
-            top_k=config.num_experts_per_tok,
-            # The weight of a pair stays what it is without capacity: hence not "kept".
-            renormalize="topk" if config.norm_topk_prob else "none",
-        ),
-        router_logits,
-        Experts(experts.gate_up_proj, experts.down_proj, activation=config.hidden_act),
-    )
+    return read_softmax_block(block)
 
 
 register(Architecture("olmoe", "OlmoeSparseMoeBlock", read))
+register(Architecture("flex_olmo", "FlexOlmoSparseMoeBlock", read))

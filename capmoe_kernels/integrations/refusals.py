@@ -13,7 +13,7 @@ from .ranks import check_ranks
 
 
 def check_model(model: nn.Module, blocks: Sequence[MoeBlock]) -> None:
-    if getattr(model.config, "output_router_logits", False):
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise ValueError("set model.config.output_router_logits = False before apply")
     for block in blocks:
         if block.parts.experts.down_proj.device.type == "meta":
