@@ -73,7 +73,7 @@ def test_one_weight_of_another_dtype_is_refused(input_ids):
     model = apply(tiny_model())
     experts = model.model.layers[0].mlp.experts
     experts.down_proj = torch.nn.Parameter(experts.down_proj.bfloat16())
-    with pytest.raises(TypeError, match="Experts.gate_up_proj must be bfloat16"):
+    with pytest.raises(TypeError, match=r"Experts\.gate_up_proj must be bfloat16"):
         logits_of(model, input_ids)
 
 
@@ -126,7 +126,7 @@ def test_a_copy_has_weights_and_an_undo_of_its_own(input_ids, duplicate, pack):
 def test_a_copy_of_a_block_alone_is_refused():
     model = apply(tiny_model())
     block = copy.deepcopy(model.model.layers[0].mlp)
-    with pytest.raises(RuntimeError, match="copy of model.layers.0.mlp without the model"):
+    with pytest.raises(RuntimeError, match=r"copy of model\.layers\.0\.mlp without the model"):
         block(torch.randn(1, 2, 32))
 
 

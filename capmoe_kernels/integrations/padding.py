@@ -166,4 +166,6 @@ def _says_nothing(mask: Any) -> bool:
 
 
 def _in_words(mask: Any) -> str:
+    if torch.compiler.is_compiling():  # which makes no words of shapes
+        return "one that a graph can't read"
     return str(list(mask.shape)) if isinstance(mask, Tensor) else type(mask).__name__
