@@ -96,7 +96,7 @@ def test_a_block_on_two_devices_is_refused():
 def test_experts_that_transformers_has_split_over_ranks_are_refused():
     model = tiny_model()
     model.model.layers[0].mlp.experts._is_expert_parallel = True
-    with pytest.raises(ValueError, match="split over ranks"):
+    with pytest.raises(ValueError, match="expert parallelism"):
         apply(model)
 
 

@@ -97,7 +97,7 @@ def test_scopes_and_new_weights_reach_a_compiled_model():
     assert not torch.equal(agree(), bounded)
     assert counter.frame_count == before
     model.load_state_dict({k: v / 2 for k, v in model.state_dict().items()}, assign=True)
-    with pytest.raises(Exception, match="has other weights or modules .* call the model once"):
+    with pytest.raises(Exception, match=r"has other weights or modules .* call the model once"):
         whole(ids, attention_mask=mask, use_cache=False)
     model(ids, use_cache=False)
     agree()
@@ -109,7 +109,7 @@ def test_weights_loaded_into_a_packed_model_are_not_missed_by_its_compiled_code(
     ids, _ = batch(9)
     whole(ids, use_cache=False)
     model.load_state_dict({name: weight / 2 for name, weight in model.state_dict().items()})
-    with pytest.raises(Exception, match="has other weights or modules .* call the model once"):
+    with pytest.raises(Exception, match=r"has other weights or modules .* call the model once"):
         whole(ids, use_cache=False)
     expected = model(ids, use_cache=False).logits
     torch.testing.assert_close(whole(ids, use_cache=False).logits, expected, **CLOSE)

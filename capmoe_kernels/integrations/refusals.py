@@ -16,7 +16,7 @@ _ADAPTER, _REPLACEMENT = "BaseTunerLayer", "AuxiliaryTrainingWrapper"
 
 
 def check_model(model: nn.Module, blocks: Sequence[MoeBlock]) -> None:
-    if getattr(model.config, "output_router_logits", False):
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise ValueError("set model.config.output_router_logits = False before apply")
     for block in blocks:
         check_placement(block)

@@ -5,6 +5,7 @@
     undo(model)
 
 Weights are shared, not copied, and ``undo`` gives the model back exactly as it was.
+docs/transformers.md says what works under what.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def apply(
     readings = [prepare(block, pack) for block in blocks]
     undo(model)
     masks = follow_masks(model, [block.name for block in blocks], decode_tokens=decode_tokens)
-    how = How(model.config, gating, num_ranks, pack)
+    how = How(getattr(model, "config", None), gating, num_ranks, pack)
     layers = [
         _stand_in(layer, reading, how, masks.of_block[layer])
         for layer, reading in enumerate(readings)
