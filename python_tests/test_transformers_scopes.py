@@ -9,6 +9,7 @@ import torch
 
 import capmoe_kernels as cm
 from capmoe_kernels import Capacity
+from capmoe_kernels.integrations.attention_masks import from_causal
 from capmoe_kernels.integrations.capacity_file import read_capacities, write_capacities
 from capmoe_kernels.integrations.transformers import (
     apply,
@@ -126,16 +127,39 @@ def test_generate_with_left_padding_equals_each_prompt_alone(input_ids):
     assert torch.equal(together[0, 50:55], alone[0, 37:42])
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_causal_mask_says_which_tokens_are_real(input_ids, dtype):
+    real = torch.ones(3, 50, dtype=torch.bool)
+    real[0, :20], real[1, 30:] = False, False
+    full = torch.ones(50, 50, dtype=torch.bool).tril() & real[:, None, None]
+    if dtype != torch.bool:
+        full = torch.where(full, 0.0, torch.finfo(dtype).min)
+    model = apply(tiny_model(), capacity=HALF)
+    with recording(model) as records:
+        model(input_ids, attention_mask=full, use_cache=False)
+    assert records[0].num_tokens == 110
+    assert records[0].tokens_per_expert.max() == limit(110, 0.5)
+    # Models with several kinds of attention get a dict; with a cache a mask covers the past, too.
+    both = {"full_attention": full, "sliding_attention": None}
+    assert torch.equal(from_causal(both, 50, 0), real)
+    assert torch.equal(from_causal(full[:, :, 40:], 10, torch.tensor(40)), real[:, 40:])
+
+
 def test_a_mask_that_hides_padding_is_refused_under_a_bound(input_ids):
     model = apply(tiny_model(), capacity=HALF)
-    full = torch.ones(3, 1, 50, 50, dtype=torch.bool).tril()
-    with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].*\[3, 1, 50, 50\]"):
-        model(input_ids, attention_mask=full, use_cache=False)
-    with real_tokens(model, torch.ones(3, 50, dtype=torch.bool)):
-        model(input_ids, attention_mask=full, use_cache=False)
-    with capacity_scope(model):
-        model(input_ids, attention_mask=full, use_cache=False)
-    with pytest.raises(ValueError, match="one entry for each"), real_tokens(model, full[0, 0]):
+    prefix = torch.ones(3, 1, 50, 50, dtype=torch.bool).tril()
+    prefix[:, :, :10, :10] = True  # these see each other
+    itself = torch.ones_like(prefix).tril() & (torch.arange(50) > 9)
+    itself |= torch.eye(50, dtype=torch.bool)  # padding that sees itself
+    biased = torch.where(prefix.tril(), 0.0, -1.0)
+    for mask in (prefix, itself, biased, prefix.tril()[..., :1].expand(3, 1, 50, 50)):
+        with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].*\[3, 1, 50, 50\]"):
+            model(input_ids, attention_mask=mask, use_cache=False)
+        with real_tokens(model, torch.ones(3, 50, dtype=torch.bool)):
+            model(input_ids, attention_mask=mask, use_cache=False)
+        with capacity_scope(model):
+            model(input_ids, attention_mask=mask, use_cache=False)
+    with pytest.raises(ValueError, match="one entry for each"), real_tokens(model, prefix[0, 0]):
         model(input_ids, use_cache=False)
 
 

@@ -3,99 +3,163 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..capacity import Capacity
 from ..experts import Experts
+from ..gating import Gating
 from ..layer import combine, dispatch, grouped_mlp, moe
 from ..routing import Routing, select
 from .blocks import MoeBlock, MoeParts
 from .padding import TokenMask
 from .ranks import merge, route_per_rank
 from .records import LayerRecord, clock
+from .sources import Reading, read_again
+
+
+@dataclass(frozen=True, eq=False)
+class How:
+    """How a model's blocks are taken over.
+
+    Attributes:
+        config: the model's configuration, by which a block is read.
+        gating: instead of every router's own, or None.
+        num_ranks: D.
+        pack: whether the experts are packed.
+    """
+
+    config: Any
+    gating: Gating | None = None
+    num_ranks: int = 1
+    pack: bool = False
 
 
 class TakenOver:
     """What stands in the place of one block's forward.
 
     Attributes:
-        capacity, decode: of a call, and of one with one token per sequence; None is dropless.
+        name, module: of the block.
+        capacity, decode: of a call, and of a step of decoding; None is dropless.
         records: where calls are recorded, or None.
     """
 
-    def __init__(self, layer: int, block: MoeBlock, num_ranks: int, token_mask: TokenMask) -> None:
-        self.layer, self.block = layer, block
-        self.module, self.num_ranks = block.module, num_ranks
+    def __init__(self, layer: int, reading: Reading, how: How, token_mask: TokenMask) -> None:
+        self.layer, self.how = layer, how
+        self.name, self.module = reading.block.name, reading.block.module
         self.capacity: Capacity | None = None
         self.decode: Capacity | None = None
         self.records: list[LayerRecord] | None = None
         self._token_mask = token_mask
+        self._reading: Reading | None = reading
 
     forward: Callable[..., Any]
     """Takes and returns what the replaced forward does."""
+
+    @property
+    def block(self) -> MoeBlock:
+        return self._known().block
+
+    def read_again(self) -> Reading:
+        """Read the block anew, as it is now."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{self.name} has other weights or modules than when it was taken over: call the"
+                " model once before it is compiled again"
+            )
+        self._reading = read_again(self.name, self.module, self.how.config, self.how.pack)
+        return self._reading
+
+    def loaded(self, _module: nn.Module, _keys: Any) -> None:
+        """``load_state_dict`` has written into the block: seen so by compiled models, too."""
+        if self._reading is not None:
+            self._reading.sources.expired = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read: a copy has a module of its own, to be read once it is whole."""
+        return {**vars(self), "_reading": None, "records": None}
+
+    def _known(self) -> Reading:
+        if self._reading is None:
+            raise RuntimeError(
+                f"this is a copy of {self.name} without the model that was taken over: undo(model)"
+                " before you, or PEFT, copy a block of it"
+            )
+        return self._reading
+
+    def _current(self, hidden_states: Tensor) -> Reading:
+        """What the block is made of in this call.
+
+        Raises:
+            RuntimeError: autograd would record the call.
+            ValueError: the block has changed into one that can't be run.
+        """
+        reading = self._known()
+        if not reading.sources.unchanged():
+            reading = self.read_again()
+        if torch.is_grad_enabled() and (
+            hidden_states.requires_grad or reading.sources.requires_grad()
+        ):
+            raise RuntimeError(
+                f"{self.name} requires grad, but capmoe_kernels is inference-only: call the model"
+                " under torch.no_grad() or torch.inference_mode(), or undo(model) first"
+            )
+        return reading
 
     def _capacity_of(self, hidden_states: Tensor) -> Capacity | None:
         return self.decode if self._token_mask.is_decoding(hidden_states) else self.capacity
 
     def _mask_of(self, hidden_states: Tensor, capacity: Capacity | None) -> Tensor | None:
-        return self._token_mask.of(hidden_states, capacity is not None)
+        bounded, counted = capacity is not None, self.records is not None
+        return self._token_mask.of(hidden_states, bounded=bounded, counted=counted)
 
 
 class TakenOverBlock(TakenOver):
     """A whole block: its router, its experts, and what it adds to them."""
 
-    def __init__(
-        self,
-        layer: int,
-        block: MoeBlock,
-        parts: MoeParts,
-        experts: Experts,
-        num_ranks: int,
-        token_mask: TokenMask,
-    ) -> None:
-        super().__init__(layer, block, num_ranks, token_mask)
-        self._parts, self._experts = parts, experts
-
     def forward(self, hidden_states: Tensor) -> Any:
+        reading = self._current(hidden_states)
+        parts: Any = reading.block.parts
         capacity = self._capacity_of(hidden_states)
         mask = self._mask_of(hidden_states, capacity)
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
-        if self.records is None and (self.num_ranks == 1 or capacity is None):
-            logits = self._parts.router_logits(tokens)
-            out = self._fused(tokens, logits, capacity, mask)
+        if self.records is None and (self.how.num_ranks == 1 or capacity is None):
+            logits = parts.router_logits(tokens)
+            out = moe(
+                tokens,
+                logits,
+                reading.experts,
+                self.how.gating or parts.gating,
+                capacity,
+                token_mask=mask,
+                selection_bias=_selection_bias(parts),
+            )
+            out = _with_shared(parts, out, tokens)
         else:
-            out, logits = self._in_steps(tokens, capacity, mask)
+            out, logits = self._in_steps(tokens, reading, capacity, mask)
         out = out.view(hidden_states.shape)
-        return out if self._parts.wrap is None else self._parts.wrap(out, logits)
-
-    def _fused(
-        self, tokens: Tensor, logits: Tensor, capacity: Capacity | None, mask: Tensor | None
-    ) -> Tensor:
-        out = moe(
-            tokens,
-            logits,
-            self._experts,
-            self._parts.gating,
-            capacity,
-            token_mask=mask,
-            selection_bias=self._selection_bias(),
-        )
-        return self._with_shared(out, tokens)
+        return out if parts.wrap is None else parts.wrap(out, logits)
 
     def _in_steps(
-        self, tokens: Tensor, capacity: Capacity | None, mask: Tensor | None
+        self, tokens: Tensor, reading: Reading, capacity: Capacity | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Of the real tokens alone, which the ranks share out among them."""
+        parts: Any = reading.block.parts
         real = tokens if mask is None else tokens[mask]
         start = clock(real) if self.records is not None else 0.0
-        logits = self._parts.router_logits(real)
-        # Without a bound, ranks decide nothing: one call routes them all.
-        ranks = self.num_ranks if capacity else 1
-        bias = self._selection_bias()
-        routings = route_per_rank(logits, self._parts.gating, capacity, ranks, selection_bias=bias)
-        out = self._with_shared(_run_experts(real, self._experts, merge(routings)), real)
+        logits = parts.router_logits(real)
+        routings = route_per_rank(
+            logits,
+            self.how.gating or parts.gating,
+            capacity,
+            self.how.num_ranks if capacity else 1,  # without a bound ranks decide nothing
+            selection_bias=_selection_bias(parts),
+        )
+        out = _run_experts(real, reading.experts, merge(routings))
+        out = _with_shared(parts, out, real)
         if self.records is not None:
             seconds = clock(real) - start
             self.records.append(LayerRecord(self.layer, real.shape[0], seconds, routings))
@@ -103,41 +167,23 @@ class TakenOverBlock(TakenOver):
             return out, logits
         return _spread(out, mask), _spread(logits, mask)
 
-    def _selection_bias(self) -> Tensor | None:
-        bias = self._parts.selection_bias
-        return None if bias is None else bias()
-
-    def _with_shared(self, out: Tensor, tokens: Tensor) -> Tensor:
-        shared = self._parts.shared
-        return out if shared is None else out + shared(tokens)
-
 
 class TakenOverExperts(TakenOver):
     """The experts behind a router of the model's own: Token Drop of what it chose."""
 
-    def __init__(
-        self,
-        layer: int,
-        block: MoeBlock,
-        experts: Experts,
-        num_ranks: int,
-        token_mask: TokenMask,
-    ) -> None:
-        super().__init__(layer, block, num_ranks, token_mask)
-        self._experts = experts
-
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        reading = self._current(hidden_states)
         capacity = self._capacity_of(hidden_states)
         mask = self._mask_of(hidden_states, capacity)
         start = clock(hidden_states) if self.records is not None else 0.0
         routing = select(
             top_k_index,
             top_k_weights.float(),
-            self._experts.num_experts,
+            reading.experts.num_experts,
             capacity,
             token_mask=mask,
         )
-        out = _run_experts(hidden_states, self._experts, routing)
+        out = _run_experts(hidden_states, reading.experts, routing)
         if self.records is not None:
             seconds = clock(hidden_states) - start
             num_tokens = hidden_states.shape[0] if mask is None else int(mask.sum())
@@ -151,16 +197,16 @@ class Watched(TakenOver):
     def __init__(
         self,
         layer: int,
-        block: MoeBlock,
+        reading: Reading,
         theirs: Callable[..., Any],
         token_mask: TokenMask,
         records: list[LayerRecord],
     ) -> None:
-        super().__init__(layer, block, 1, token_mask)
+        super().__init__(layer, reading, How(config=None), token_mask)
         self._theirs, self._seen = theirs, records
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        mask = self._token_mask.of(hidden_states, bounded=False)
+        mask = self._token_mask.of(hidden_states, bounded=False, counted=True)
         real = hidden_states
         if mask is not None:
             real = hidden_states.reshape(-1, hidden_states.shape[-1])[mask][None]
@@ -169,6 +215,14 @@ class Watched(TakenOver):
         seconds = clock(real) - start
         self._seen.append(LayerRecord(self.layer, real.shape[:-1].numel(), seconds, []))
         return out if mask is None else _spread_first(out, mask, hidden_states)
+
+
+def _selection_bias(parts: MoeParts) -> Tensor | None:
+    return None if parts.selection_bias is None else parts.selection_bias()
+
+
+def _with_shared(parts: MoeParts, out: Tensor, tokens: Tensor) -> Tensor:
+    return out if parts.shared is None else out + parts.shared(tokens)
 
 
 def _run_experts(tokens: Tensor, experts: Experts, routing: Routing) -> Tensor:

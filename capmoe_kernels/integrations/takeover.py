@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 from torch import nn
 
+from ..capacity import Capacity
 from .padding import FollowedMasks
-from .taken_over import TakenOver
+from .taken_over import TakenOver, Watched
 
-# Kept on the model, so that a copy of a model that was taken over can be given back, too.
+# Kept on the Transformers model itself, not on what PEFT or the like has wrapped it in: so it is
+# found from either, and a copy of the model can be given back, too.
 _ATTRIBUTE = "_capmoe_takeover"
 
 
@@ -22,50 +25,65 @@ class Takeover:
         token_masks: of each Transformers model around them; most have one.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[TakenOver],
-        masks: FollowedMasks,
-    ) -> None:
+    def __init__(self, layers: Sequence[TakenOver], masks: FollowedMasks) -> None:
         """Put every layer in the place of its module's forward."""
         self.layers = list(layers)
         self.token_masks = masks.distinct
-        self._model = model
-        self._hooks = masks.hooks
-        self._before: list[tuple[nn.Module, str, Any]] = []
+        self._models = masks.models
+        self._hooks = list(masks.hooks)
+        self._before: list[Callable[..., Any] | None] = []
         for layer in layers:
             name = forward_name(layer.module)
-            self._before.append((layer.module, name, vars(layer.module).get(name)))
+            self._before.append(_not_of_the_class(layer.module, vars(layer.module).get(name)))
             # An attribute of the instance hides the method of the class, and undoes traceless.
             setattr(layer.module, name, layer.forward)
-        vars(model)[_ATTRIBUTE] = self
+            module: Any = layer.module
+            self._hooks.append(module.register_load_state_dict_post_hook(layer.loaded))
+        for model in self._models:
+            vars(model)[_ATTRIBUTE] = self
 
-    def undo(self) -> None:
-        """Give every block its own forward back.
+    def bound(
+        self, capacities: Sequence[Capacity | None], decode: Sequence[Capacity | None]
+    ) -> None:
+        """Bound every layer by its own."""
+        for layer, *pair in zip(self.layers, capacities, decode, strict=True):
+            layer.capacity, layer.decode = pair
 
-        Raises:
-            RuntimeError: somebody else has replaced a forward since, and has to undo that first.
-        """
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of the model, whose blocks are whole by now, has parts of its own to be read."""
+        vars(self).update(state)
         for layer in self.layers:
-            name = forward_name(layer.module)
-            if vars(layer.module).get(name) != layer.forward:
+            if not isinstance(layer, Watched):
+                layer.read_again()
+
+    def check_undo(self) -> None:
+        """Raise RuntimeError where somebody else has replaced a forward since: undo that first."""
+        for layer in self.layers:
+            if vars(layer.module).get(forward_name(layer.module)) != layer.forward:
                 raise RuntimeError(
                     f"the forward of {type(layer.module).__name__} was replaced again since apply:"
                     " undo that first"
                 )
-        for module, name, before in self._before:
-            delattr(module, name)
-            if before is not None:
-                setattr(module, name, before)
+
+    def undo(self) -> None:
+        """Give every block its own forward back; see :meth:`check_undo`."""
+        self.check_undo()
+        for layer, before in zip(self.layers, self._before, strict=True):
+            _give_back(layer.module, before)
         for hook in self._hooks:
             hook.remove()
-        del vars(self._model)[_ATTRIBUTE]
+        for model in self._models:
+            del vars(model)[_ATTRIBUTE]
+            for module in model.modules():  # copies of blocks that others have put there since
+                taken = vars(module).get("forward")
+                if isinstance(getattr(taken, "__self__", None), TakenOver):
+                    delattr(module, "forward")
 
 
 def forward_name(module: nn.Module) -> str:
     """The attribute that is called: Accelerate moves inputs in a forward of its own."""
-    return "_old_forward" if hasattr(module, "_hf_hook") else "forward"
+    hooked = hasattr(module, "_hf_hook") and "_old_forward" in vars(module)
+    return "_old_forward" if hooked else "forward"
 
 
 def current_forward(module: nn.Module) -> Callable[..., Any]:
@@ -73,17 +91,46 @@ def current_forward(module: nn.Module) -> Callable[..., Any]:
     return forward
 
 
-def takeover_of(model: nn.Module) -> Takeover | None:
-    """The takeover of ``model`` or of a model within it, such as the one that PEFT has wrapped."""
+def takeovers_of(model: nn.Module) -> list[Takeover]:
+    """The takeovers of ``model`` and of models within it, such as the one that PEFT has wrapped."""
+    found: list[Takeover] = []
     for module in model.modules():
-        if _ATTRIBUTE in vars(module):
-            found: Takeover = vars(module)[_ATTRIBUTE]
-            return found
-    return None
+        takeover = vars(module).get(_ATTRIBUTE)
+        if takeover is not None and takeover not in found:
+            found.append(takeover)
+    return found
 
 
 def require_takeover(model: nn.Module) -> Takeover:
-    takeover = takeover_of(model)
-    if takeover is None:
+    """The takeover of ``model``.
+
+    Raises:
+        RuntimeError: there is none, or there are several.
+    """
+    takeovers = takeovers_of(model)
+    if not takeovers:
         raise RuntimeError(f"{type(model).__name__} is not taken over: call apply first")
-    return takeover
+    if len(takeovers) > 1:
+        raise RuntimeError(
+            f"{type(model).__name__} holds {len(takeovers)} models that were taken over one by one:"
+            " name one of them, or apply to the whole"
+        )
+    return takeovers[0]
+
+
+def _not_of_the_class(module: nn.Module, forward: Any) -> Callable[..., Any] | None:
+    """``forward``, or None where it is no more than the bound method of the module's class."""
+    own = getattr(forward, "__func__", None) is type(module).forward
+    found: Callable[..., Any] | None = None if own else forward
+    return found
+
+
+def _give_back(module: nn.Module, before: Callable[..., Any] | None) -> None:
+    """Accelerate may have come or gone since: what is called now gets its forward back."""
+    name = forward_name(module)
+    if before is not None:
+        setattr(module, name, before)
+    elif name == "forward":
+        delattr(module, name)
+    else:
+        setattr(module, name, MethodType(type(module).forward, module))
