@@ -9,7 +9,7 @@ import torch
 
 import capmoe_kernels as cm
 from capmoe_kernels import Capacity
-from capmoe_kernels.integrations.attention_masks import from_causal
+from capmoe_kernels.integrations.attention_masks import from_causal, of_this_call, past_length
 from capmoe_kernels.integrations.capacity_file import read_capacities, write_capacities
 from capmoe_kernels.integrations.transformers import (
     apply,
@@ -143,6 +143,15 @@ def test_a_causal_mask_says_which_tokens_are_real(input_ids, dtype):
     both = {"full_attention": full, "sliding_attention": None}
     assert torch.equal(from_causal(both, 50, 0), real)
     assert torch.equal(from_causal(full[:, :, 40:], 10, torch.tensor(40)), real[:, 40:])
+
+
+def test_positions_say_where_in_a_mask_a_call_is():
+    """Transformers 4 hands them down; its static caches don't know how much they hold."""
+    mask = torch.ones(3, 40, dtype=torch.long)
+    mask[0, :20], mask[:, 24:] = 0, 0
+    positions = torch.arange(14, 24)
+    assert torch.equal(of_this_call(mask, 10, None, positions), mask[:, 14:24].bool())
+    assert past_length(None, positions) == 14
 
 
 def test_a_mask_that_hides_padding_is_refused_under_a_bound(input_ids):

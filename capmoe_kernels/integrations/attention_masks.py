@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 
-def past_length(cache: Any) -> int | Tensor:
-    """Tokens that were seen before this call; a tensor for a static cache, as it is now."""
+def past_length(cache: Any, positions: Tensor | None) -> int | Tensor:
+    """Tokens that were seen before this call; a tensor where only the device knows.
+
+    Args:
+        cache: ``past_key_values``.
+        positions: [S], the ``cache_position`` that Transformers 4 hands down.
+    """
+    if positions is not None:
+        return positions[0]
     if not hasattr(cache, "get_seq_length"):
         return 0
     past = cache.get_seq_length()
@@ -17,13 +24,13 @@ def past_length(cache: Any) -> int | Tensor:
     return past.clone() if isinstance(past, Tensor) else int(past)
 
 
-def of_this_call(mask: Tensor, length: int, cache: Any) -> Tensor:
+def of_this_call(mask: Tensor, length: int, cache: Any, positions: Tensor | None) -> Tensor:
     """[B, S] bool of the call's ``length`` tokens, from a [B, past + S] mask or a longer one."""
     if mask.shape[1] == length:
         return mask.bool()
-    if not hasattr(cache, "get_seq_length"):  # prefix tuning, an older kind of cache
+    if positions is None and not hasattr(cache, "get_seq_length"):  # an older kind of cache
         return mask[:, -length:].bool()
-    past = past_length(cache)
+    past = past_length(cache, positions)
     if isinstance(past, Tensor):
         columns = past.to(mask.device) + torch.arange(length, device=mask.device)
         return mask.index_select(1, columns).bool()

@@ -92,14 +92,15 @@ class TokenMask:
         inputs = call.get("inputs_embeds")
         inputs = call.get("input_ids") if inputs is None else inputs
         mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        positions = call.get("cache_position")
         if inputs is None:
             self._unread = mask
             return
         self._length = inputs.shape[1]
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            self._of_call = of_this_call(mask, inputs.shape[1], cache)
+            self._of_call = of_this_call(mask, inputs.shape[1], cache, positions)
         elif mask is not None and not _says_nothing(mask):
-            self._unread, self._past = mask, past_length(cache)
+            self._unread, self._past = mask, past_length(cache, positions)
 
     def _leave(self, _model: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         self._forget()

@@ -97,7 +97,10 @@ def read_again(name: str, module: nn.Module, config: Any, pack: bool) -> Reading
     alone: Any = nn.Module()
     alone.config, alone.block = config, module
     check_adapters(alone, name)
-    (found,) = find_moe_blocks(alone)
+    try:
+        (found,) = find_moe_blocks(alone)
+    except ValueError as error:
+        raise ValueError(f"{name} has changed since it was taken over: {error}") from None
     block = MoeBlock(name, module, found.parts)
     check_placement(block)
     return prepare(block, pack)
