@@ -12,6 +12,7 @@ import torch
 import capmoe_kernels as cm
 import oracle_mlp
 from capmoe_kernels.compat import fused_experts
+from capmoe_kernels.compat.experts import route_topk
 from cases import DROPLESS, normal
 from checks import assert_close_to_truth, same_bits
 from compat_cases import EXPERTS, TOKENS, TOP_K, assert_runs, decide, layer, local
@@ -107,6 +108,16 @@ def test_expert_map_runs_a_ranks_part_of_the_whole_layers_decision(ids_dtype, ca
         assert_runs(out, x, own, local(decision, expert_map))
         parts.append(out)
     torch.testing.assert_close(sum(parts), call(x, experts, weights, ids, capacity=capacity))
+
+
+def test_a_rank_runs_no_row_of_what_was_dropped():
+    _, _, weights, ids = layer()
+    ids[::7, 0] = -1
+    whole = cm.select(ids, weights, EXPERTS, cm.Capacity(factor=0.5))
+    expert_map = torch.tensor([2, -1, 0, -1, 1, 3, -1, 4])
+    part = route_topk(ids, weights, 5, cm.Capacity(factor=0.5), expert_map=expert_map)
+    here = expert_map >= 0
+    assert part.tokens_per_expert[expert_map[here]].equal(whole.tokens_per_expert[here])
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
