@@ -3,7 +3,7 @@
 vLLM finds :func:`register` by its entry point (``vllm.general_plugins``) and calls it in every
 process. It does nothing unless ``CAPMOE_VLLM_CAPACITY_FACTOR`` is set:
 
-    CAPMOE_VLLM_CAPACITY_FACTOR=1.5 vllm serve allenai/OLMoE-1B-7B-0924
+    CAPMOE_VLLM_CAPACITY_FACTOR=1.5 vllm serve MODEL
 
 ``CAPMOE_VLLM_CAPACITY_FACTOR``: of :class:`~capmoe_kernels.Capacity`; inf bounds nothing.
 ``CAPMOE_VLLM_POLICY``: which tokens an expert keeps; ``score`` where not set.
