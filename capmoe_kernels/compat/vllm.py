@@ -51,7 +51,7 @@ def fused_experts(
         topk_ids: [T, K] int32 or int64, of all experts. An id that is no expert's, such as -1,
             means "not routed"; of an expert listed twice for a token, the first counts.
         activation: vLLM's name, or its ``MoEActivation``: see
-            :func:`~capmoe_kernels.compat.activations.expert_activation`.
+            ``capmoe_kernels.compat.activations``.
         apply_router_weight_on_input: multiply an expert's input by the weight, not its output.
         global_num_experts: E of the whole layer; -1: as ``expert_map`` says, or E of the weights.
         expert_map: [E_global] int32 or int64: an expert's place in ``w1``, or -1 where it is on

@@ -28,19 +28,19 @@ def capacity_scope(
 ) -> Iterator[Model]:
     """Bound a model that is taken over by other capacities, or by none, for a while.
 
-    As with :func:`apply`, ``capacity`` bounds prefill, and ``decode`` the steps of decoding; both
+    As with ``apply``, ``capacity`` bounds prefill, and ``decode`` the steps of decoding; both
     default to dropless.
 
         with capacity_scope(model, None):
             model.generate(input_ids)  # nothing is dropped
 
     Args:
-        model: one that :func:`apply` has taken over.
-        capacity, decode: see :func:`apply`.
+        model: one that ``apply`` has taken over.
+        capacity, decode: see ``apply``.
 
     Raises:
         RuntimeError: ``model`` is not taken over.
-        TypeError, ValueError: see :func:`apply`.
+        TypeError, ValueError: see ``apply``.
     """
     takeover = require_takeover(model)
     layers = takeover.layers
@@ -62,7 +62,7 @@ def real_tokens(model: nn.Module, token_mask: Tensor) -> Iterator[None]:
     """Say which tokens are real where ``attention_mask`` can't: for calls of that very shape.
 
     Args:
-        model: one that :func:`apply` or :func:`watch` has taken over.
+        model: one that ``apply`` or :func:`watch` has taken over.
         token_mask: [B, S] bool, False for padding; it goes before ``attention_mask``.
 
     Raises:
@@ -83,7 +83,7 @@ def real_tokens(model: nn.Module, token_mask: Tensor) -> Iterator[None]:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[list[LayerRecord]]:
-    """Record every call of the blocks that :func:`apply` has taken over, oldest first.
+    """Record every call of the blocks that ``apply`` has taken over, oldest first.
 
     The list is yours to read and to clear. Recording takes the clock around each block, and so
     waits for the device; don't compile a model that is being recorded.
@@ -109,7 +109,7 @@ def watch(model: nn.Module) -> Iterator[list[LayerRecord]]:
 
     Raises:
         ValueError: there is no MoE block that is understood.
-        RuntimeError: the model is taken over: :func:`undo` that first.
+        RuntimeError: the model is taken over: ``undo`` that first.
     """
     if takeovers_of(model):
         raise RuntimeError("watch sees the model's own blocks: undo(model) first")
