@@ -5,9 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS := build/peers
 TRANSFORMERS4 := build/transformers4
+MEGATRON := build/megatron
 # The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is, and those of
 # Triton, whose wheel is for Linux, with the compiler that it brings.
-REQUIRE := reference,cpu,transformers4$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
+REQUIRE := reference,cpu,megatron,transformers4$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
 .PHONY: demo test build lint docs bench bench-cpu bench-ep clean
@@ -15,7 +16,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt
 demo: build
 	$(BIN)/capmoe demo
 
-test: build $(TRANSFORMERS4)/.installed
+test: build $(TRANSFORMERS4)/.installed $(MEGATRON)/.installed
 	CAPMOE_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2
 
 build: $(VENV)/.built
@@ -69,6 +70,12 @@ $(TRANSFORMERS4)/.installed: | $(VENV)/.packages
 	rm -rf $(TRANSFORMERS4)
 	$(BIN)/python -m pip install --no-deps --target $(TRANSFORMERS4) \
 		"transformers==4.57.6" "huggingface-hub>=0.34,<1" "tokenizers>=0.22,<0.23"
+	touch $@
+
+# Megatron-Core's Python files, which need nothing else for what the tests call.
+$(MEGATRON)/.installed: | $(VENV)/.packages
+	rm -rf $(MEGATRON)
+	$(BIN)/python -m pip install --no-deps --target $(MEGATRON) megatron-core==0.16.1
 	touch $@
 
 clean:
