@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from ..evaluate.errors import UsageError
+from .calibrate import calibrate
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
@@ -40,5 +41,5 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-for _command in (info, evaluate, straggler, demo):
+for _command in (info, evaluate, straggler, calibrate, demo):
     app.command()(_one_line_errors()(_command))
