@@ -10,6 +10,7 @@ from torch import Tensor
 
 _RESAMPLES = 9999
 _SEED = 0
+_ROUNDING = 1e-12
 
 
 def upper_limit(nats: Tensor, dropless: Tensor, confidence: float) -> float:
@@ -27,7 +28,8 @@ def upper_limit(nats: Tensor, dropless: Tensor, confidence: float) -> float:
 
     some, base = nats.numpy(), dropless.numpy()
     estimate = float(some.sum() / base.sum()) - 1
-    if np.all(some == base * (1 + estimate)):  # nothing varies, so nothing is uncertain
+    # Where nothing varies but by rounding nothing is uncertain, and the bootstrap has no answer.
+    if np.allclose(some, base * (1 + estimate), rtol=_ROUNDING, atol=0):
         return estimate
 
     def relative(changed: Any, unchanged: Any, axis: int = -1) -> Any:

@@ -43,8 +43,14 @@ class Answer:
 
     @property
     def proven(self) -> Verdict | None:
-        """The riskiest candidate that the validation text confirms; None: only dropless is safe."""
-        return next((each for each in reversed(self.verdicts) if each.holds), None)
+        """The riskiest candidate that saves time and is confirmed; None: stay dropless."""
+        return next(
+            (each for each in reversed(self.verdicts) if each.holds and each.time < 1), None
+        )
+
+    @property
+    def proven_time(self) -> float:
+        return 1.0 if self.proven is None else self.proven.time
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +61,8 @@ class Found:
         curves: every layer's choices, measured alone.
         calibration, validation: the texts without capacity.
         per_layer, uniform: the best of each kind.
-        chosen: ``"per_layer"`` or ``"uniform"``, whichever takes less time on the calibration text;
-            the validation text has no say, so that it can judge.
+        chosen: ``"per_layer"`` or ``"uniform"``, whichever takes less time as far as the
+            validation text confirms it; the latter where they are alike.
     """
 
     curves: list[list[Choice]]
@@ -92,7 +98,7 @@ def find(
         measures: of the sample, the calibration text and the validation text.
         num_layers, grid, drops: see :func:`~.curves.measure_curves`.
         max_loss: relative to dropless.
-        confidence: see :func:`~.validate.validate`.
+        confidence: that neither answer loses more than ``max_loss``.
         say: told what is done next.
     """
     grid = sorted(set(grid), reverse=True)
@@ -102,6 +108,8 @@ def find(
         "uniform": uniform_candidates(num_layers, grid),
     }
     texts = once(measures[1]), once(measures[2])
+    # The better of two is taken after both were tested, so each has half of the chance to err.
+    level = 1 - (1 - confidence) / len(kinds)
     answers = []
     for name, candidates in kinds.items():
         say(f"{name}, on the calibration text")
@@ -109,7 +117,7 @@ def find(
         say(f"{name}, on the validation text")
         losses = {at: each.loss for at, each in tried.items()}
         path = [candidates[at] for at in path_to(best, losses)]
-        verdicts = validate(path, texts[1], max_loss, confidence)
+        verdicts = validate(path, texts[1], max_loss, level)
         answers.append(Answer([tried[at] for at in sorted(tried)], tried[best], verdicts))
     layers, uniform = answers
     return Found(
@@ -118,7 +126,7 @@ def find(
         validation=texts[1]((None,) * num_layers),
         per_layer=layers,
         uniform=uniform,
-        chosen="per_layer" if layers.best.time < uniform.best.time else "uniform",
+        chosen="per_layer" if layers.proven_time < uniform.proven_time else "uniform",
     )
 
 

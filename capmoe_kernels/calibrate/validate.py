@@ -31,11 +31,11 @@ class Verdict:
 
 
 def validate(
-    path: Sequence[Candidate], measure: Measure, max_loss: float, confidence: float
+    path: Sequence[Candidate], measure: Measure, max_loss: float, level: float
 ) -> list[Verdict]:
     """Verdicts in the order of ``path``, which is safest first, up to the first that fails.
 
-    Every test is at ``confidence``, and not corrected for their number: with an order that is fixed
+    Every test is at ``level``, and not corrected for their number: with an order that is fixed
     before the validation text is read, and a stop at the first failure, the chance that any passes
     wrongly is that of one test (fixed-sequence testing, as in Learn then Test, arXiv 2110.01052).
     """
@@ -44,7 +44,7 @@ def validate(
         dropless = measure((None,) * len(candidate.factors))
         found = measure(candidate.factors)
         cost = loss(found, dropless)
-        upper = upper_limit(found.nats, dropless.nats, confidence)
+        upper = upper_limit(found.nats, dropless.nats, level)
         holds = cost <= max_loss and upper <= max_loss
         verdicts.append(Verdict(candidate, found, cost, upper, step_time(found, dropless), holds))
         if not holds:

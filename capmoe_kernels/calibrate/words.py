@@ -75,14 +75,17 @@ def _comparison(calibration: Calibration) -> str:
         f"Per layer against one factor for all, on the calibration text:"
         f" {_best(layers)} against {_best(uniform)}"
     )
-    if layers.proven or uniform.proven:
-        text += f"; as far as validation confirms, {_proven(layers)} against {_proven(uniform)}"
+    if layers.proven is None and uniform.proven is None:
+        return f"{text}."
     verdict = (
         "The file has the former"
         if found.chosen == "per_layer"
-        else "One factor for all is as good or better, so the file has it"
+        else "A factor for each layer gains nothing here, so the file has one for all"
     )
-    return f"{text}. {verdict}, chosen on the calibration text."
+    return (
+        f"{text}; as far as validation confirms, {_proven(layers)} against {_proven(uniform)}."
+        f" {verdict}."
+    )
 
 
 def _best(answer: Answer) -> str:
@@ -108,24 +111,29 @@ def _factors(factors: Factors) -> str:
 
 
 def _why_not_more(calibration: Calibration) -> Iterator[str]:
-    """What stopped the validation, and how much text could move it on."""
+    """What stopped the search, and how much text could move it on."""
     request, answer = calibration.request, calibration.found.answer
-    if answer.best.candidate is answer.tried[0].candidate:
-        yield "No candidate fits on the calibration text: give larger --capacity-factor."
-        return
-    if not answer.verdicts or answer.verdicts[-1].holds:
-        return
-    failed = answer.verdicts[-1]
-    needed = text_needed(failed.loss, failed.upper, request.max_loss)
-    tighter = f"The next tighter factors ({_factors(failed.candidate.factors)}) "
+    if answer.best.time >= 1:
+        yield "No factor that saves time fits: give larger ones with --capacity-factor."
+    elif answer.verdicts[-1].holds:
+        if set(answer.best.candidate.factors) == {min(request.grid)}:
+            yield "The tightest factor fits: give smaller ones with --capacity-factor."
+    else:
+        yield _failure(calibration, answer.verdicts[-1])
+
+
+def _failure(calibration: Calibration, failed: Verdict) -> str:
+    max_loss = calibration.request.max_loss
+    needed = text_needed(failed.loss, failed.upper, max_loss)
+    text = f"The next tighter factors ({_factors(failed.candidate.factors)}) lose {_loss(failed)}"
     if needed is None:
-        yield f"{tighter}lose {_loss(failed)} on the validation text."
-        return
+        return f"{text} on the validation text."
     size = calibration.validation.num_bytes + calibration.calibration.num_bytes
-    yield (
-        f"{tighter}lose {_loss(failed)}, but too little text says so: the upper end is"
-        f" {_percent(failed.upper)}. If the loss is what it is here, about"
-        f" {math.ceil(needed * size):,} bytes of text like this can tell; these are {size:,}."
+    rounded = int(float(f"{needed * size:.2g}"))
+    return (
+        f"{text}, but this is too little text to say: the upper end is {_percent(failed.upper)}."
+        f" If that is the loss, about {rounded:,} bytes of text like this can tell; these are"
+        f" {size:,}."
     )
 
 
