@@ -66,18 +66,20 @@ def least_time(text, max_loss):
     return min(sum(text(each).busiest) for each in fitting)
 
 
-def test_knapsack_equals_brute_force():
+@pytest.mark.parametrize("budget", [0.0, 0.01, 3.0])
+def test_knapsack_equals_brute_force(budget):
     random = torch.Generator().manual_seed(3)
-    for _ in range(60):
-        layers = int(torch.randint(1, 5, (), generator=random))
+    for layers in (1, 2, 3, 4) * 4:
         times, losses = [], []
         for _ in range(layers):
-            size = int(torch.randint(1, 6, (), generator=random))
-            times.append(torch.randint(0, 50, (size,), generator=random).tolist())
-            # Some alike, some beyond any budget.
-            steps = torch.randint(0, 130, (size,), generator=random).tolist()
-            losses.append([0.0, *[step / 100 * 0.02 for step in steps[1:]]])
-        budget = float(torch.randint(0, 3, (), generator=random)) * 0.01
+            size = int(torch.randint(1, 7, (), generator=random))
+            times.append(torch.randint(0, 500, (size,), generator=random).tolist())
+            # Up to more than all there is, many of nothing.
+            steps = torch.randint(-200, 1100, (size,), generator=random).clamp(0).tolist()
+            unit = 0.0005 if budget == 0 else budget / 1000
+            losses.append([0.0, *[step / layers * unit * 1.7 for step in steps[1:]]])
+            times[-1].sort(reverse=True)
+            losses[-1].sort()
         chosen = solve(times, losses, budget)
         spent = sum(layer[at] for layer, at in zip(losses, chosen, strict=True))
         assert spent <= budget * (1 + 1e-12)
