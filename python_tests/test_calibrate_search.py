@@ -169,6 +169,8 @@ def test_upper_end_of_the_interval_must_fit_too():
     assert proven.upper <= 0.01
     assert failed.loss <= 0.01 < failed.upper
     assert unsure.factors != sure.factors
+    # Two kinds of answers are tested, so each has half of the chance to err.
+    assert failed.upper == upper_limit(failed.measured.nats, unsure.validation.nats, 0.975)
 
 
 def test_nothing_fits_and_layers_stay_dropless():
