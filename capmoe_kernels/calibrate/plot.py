@@ -72,6 +72,7 @@ def _draw_factors(axis: Any, calibration: Calibration, rows: list[LayerRow]) -> 
     if uniform is not None and uniform.candidate.factors[0] is not None:
         factor = uniform.candidate.factors[0]
         axis.axhline(factor, color="#D55E00", linestyle="--", label=f"one for all: {factor:g}")
+    axis.margins(y=0.25)  # room for the legend
     axis.set_title("Capacity factors that validation confirms", fontsize=11)
     axis.set_xlabel("layer", fontsize=10)
     axis.set_ylabel("capacity factor", fontsize=10)
@@ -89,6 +90,7 @@ def _draw_loads(axis: Any, calibration: Calibration, rows: list[LayerRow]) -> No
     axis.bar(numbers, before, color=_BEFORE, label="before")
     axis.bar(numbers, after, color=_AFTER, width=0.5, label="after")
     what = "expert" if devices is None else f"of {devices} devices"
+    axis.margins(y=0.15)
     axis.set_title(f"Busiest {what}, validation text", fontsize=11)
     axis.set_xlabel("layer", fontsize=10)
     axis.set_ylabel("load / mean asked for", fontsize=10)
