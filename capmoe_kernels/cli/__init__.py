@@ -1,4 +1,4 @@
-"""The ``capmoe`` command: ``info``, ``evaluate``, ``straggler``, ``bench`` and ``demo``."""
+"""The ``capmoe`` command; its subcommands are in files of their names."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import typer
 
 from ..evaluate.errors import UsageError
 from .bench import bench
+from .calibrate import calibrate
 from .demo import demo
 from .evaluate import evaluate
 from .info import info
@@ -41,5 +42,5 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-for _command in (info, evaluate, straggler, bench, demo):
+for _command in (info, evaluate, straggler, calibrate, bench, demo):
     app.command()(_one_line_errors()(_command))
