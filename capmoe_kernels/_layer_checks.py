@@ -64,7 +64,8 @@ def check_tensors(
     """Refuse what does not fit together; ``name`` is the caller's for ``experts``."""
     if not isinstance(experts, Experts):
         raise TypeError(f"{name} must be capmoe_kernels.Experts, got {type(experts).__name__}")
-    num_tokens = hidden_states.shape[0] if isinstance(hidden_states, Tensor) else None
+    has_tokens = isinstance(hidden_states, Tensor) and hidden_states.dim() > 0
+    num_tokens = hidden_states.shape[0] if has_tokens else None
     dtype, device = experts.down_proj.dtype, experts.down_proj.device
     hidden = [num_tokens, experts.hidden_size]
     require_tensor("hidden_states", hidden_states, hidden, [dtype], device, "T, H")

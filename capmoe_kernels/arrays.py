@@ -61,6 +61,10 @@ def to_tensor(name: str, array: Any) -> Tensor:
     if min(getattr(array, "strides", None) or (0,)) < 0:
         # torch aborts the process on one.
         raise ValueError(f"{name} must not have negative strides, such as a[::-1]: copy it")
+    if type(array).__name__ in ("MaskedArray", "matrix"):
+        raise TypeError(
+            f"{name} must be a plain array, got {type(array).__name__}, whose meaning would be lost"
+        )
     bfloat16 = _is_numpy_bfloat16(array)
     try:
         tensor: Tensor = from_dlpack(array.view("uint16") if bfloat16 else array)

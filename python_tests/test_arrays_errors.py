@@ -39,6 +39,7 @@ REFUSED = {
     "byte order": (LOGITS.astype(">f4"), TypeError, "cannot be shared .* native byte order"),
     "objects": (LOGITS.astype(object), TypeError, "cannot be shared with torch through DLPack"),
     "unaligned": (unaligned((4, 8)), ValueError, "must be aligned"),
+    "masked": (np.ma.masked_array(LOGITS, LOGITS > 0), TypeError, "must be a plain .* MaskedArray"),
 }
 refused = pytest.mark.parametrize(("array", "error", "words"), REFUSED.values(), ids=REFUSED)
 

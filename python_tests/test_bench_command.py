@@ -235,6 +235,7 @@ BAD = {
     "device": (["--device", "abacus"], "--device abacus: "),
     "json folder": (["--json", "gone/o.json"], "no such folder gone"),
     "plot format": (["--plot", "o.doc"], "ends in .png"),
+    "one file": (["--json", "o.png", "--plot", "o.png"], "must be two files"),
 }
 
 

@@ -168,3 +168,9 @@ def test_the_demo_s_sizes_are_the_shipped_model_s():
     for preset in PRESETS.values():
         assert preset.gating.top_k == preset.shape.top_k
         preset.gating.check_experts(preset.shape.experts)
+
+
+def test_factors_that_are_not_alike_do_not_read_alike():
+    names = [each.name for each in contenders(["capacity"], [1.0, 1.000004, 1.0000001], True)]
+    assert len(set(names)) == 4  # the loop, too
+    assert "capmoe, packed, capacity 1.000004" in names

@@ -56,6 +56,7 @@ WRONG_LAYER = [
     ("moe", {"x": normal((6, 9))}, ValueError, "hidden_states"),
     ("moe", {"x": normal((6, 8), torch.bfloat16)}, TypeError, "hidden_states"),
     ("moe", {"x": None}, TypeError, "hidden_states"),
+    ("moe", {"x": torch.tensor(1.0)}, ValueError, "hidden_states"),
     ("moe", {"x": normal((6, 8)).requires_grad_()}, RuntimeError, "hidden_states requires grad"),
     ("moe", {"logits": router_logits(6, 5)}, ValueError, "router_logits"),
     ("moe", {"logits": router_logits(6, 4).to(META)}, ValueError, "router_logits"),

@@ -110,6 +110,9 @@ def test_experts_are_a_tree():
             assert type(copy) is type(experts)
             assert type(copy.gate_up_proj) is torch.Tensor
             same_bits(cm.moe(x, logits, copy, GATING), expected)
+        fetched = jax.device_get(experts)  # NumPy's arrays, as a restored checkpoint has them
+        assert type(fetched.down_proj) is torch.Tensor
+        same_bits(cm.moe(x, logits, fetched, GATING), expected)
     half = jax.tree.map(lambda weights: weights.astype(jnp.bfloat16), made)
     assert torch.equal(half.down_bias, made.down_bias.bfloat16())
     assert (half.activation, half.layout) == (made.activation, made.layout)

@@ -113,7 +113,9 @@ def _bounded(factor: float, packs: bool) -> Contender:
         experts = weights.packed
         return lambda case: moe(case.x, case.logits, experts, case.gating, capacity)
 
-    name = f"capmoe, {'packed, ' if packs else ''}capacity {factor:g}"
+    # Runs are kept by their names, so factors that are not alike must not read alike.
+    said = f"{factor:g}" if float(f"{factor:g}") == factor else repr(factor)
+    name = f"capmoe, {'packed, ' if packs else ''}capacity {said}"
     return Contender("capacity", name, prepare, OURS_OVER_LOOP, factor)
 
 

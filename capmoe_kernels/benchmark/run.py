@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..evaluate.errors import UsageError
 from ..evaluate.report import write_json
 from ..evaluate.run import check_output, use_threads
 from .cases import DTYPES, Case, make_experts, make_inputs
@@ -45,6 +46,8 @@ def run_bench(request: Request, on_cell: Callable[[int], None] = lambda tokens: 
     """
     check_output("--json", request.json)
     check_output("--plot", request.plot)
+    if request.json is not None and request.json == request.plot:
+        raise UsageError(f"--json and --plot must be two files, got {request.json} for both")
     device = choose_device(request.device)
     packs = has_packed(device)
     copies = packs and not {"packed", "capacity"}.isdisjoint(request.keys)

@@ -129,7 +129,7 @@ def _unflatten(kind: type[Experts], settings: tuple[Any, ...], weights: Any) -> 
     """Experts of torch tensors, unless the weights hold no numbers: JAX's stand-ins for arrays."""
     named = dict(zip(WEIGHTS, weights, strict=True))
     named.update(zip(_SETTINGS, settings, strict=False))
-    if all(isinstance(x, Tensor | jax.Array | None) and not is_traced(x) for x in weights):
+    if all(x is None or isinstance(x, Tensor) or _is_array(x) for x in weights):
         for name in WEIGHTS:
             if is_foreign(named[name]):
                 named[name] = to_tensor(f"Experts.{name}", named[name])
@@ -138,6 +138,11 @@ def _unflatten(kind: type[Experts], settings: tuple[Any, ...], weights: Any) -> 
     for name, value in named.items():
         object.__setattr__(experts, name, value)
     return experts
+
+
+def _is_array(weight: Any) -> bool:
+    """Whether it holds numbers: JAX's or, as a restored checkpoint has them, NumPy's."""
+    return is_foreign(weight) and not is_traced(weight)
 
 
 for _kind in (Experts, PackedExperts):
