@@ -208,7 +208,7 @@ def test_select_with_too_few_rows(cuda, tokens, capacity, num_rows, alignment):
     capacity = replace(capacity, expand="none", extra=0)
     ids, weights, _ = gate_of(router_logits(tokens, 8))
     expected = cm.select(ids, weights, 8, capacity, row_alignment=alignment)
-    with mock.patch.object(routing_module, "_num_rows", return_value=num_rows):
+    with mock.patch.object(routing_module, "num_rows_of", return_value=num_rows):
         got = cm.select(ids, weights, 8, capacity, row_alignment=alignment)
     first = min(num_rows, len(expected.row_tokens))
     assert same_bits(got.row_tokens[:first], expected.row_tokens[:first])
@@ -227,7 +227,7 @@ def test_select_of_more_rows_than_numbers_can_name(cuda):
     """Offsets wrap around; what they are then used for stays inside."""
     tokens = 4000
     ids = torch.arange(tokens, dtype=torch.int32).unsqueeze(1)
-    with mock.patch.object(routing_module, "_num_rows", return_value=50):
+    with mock.patch.object(routing_module, "num_rows_of", return_value=50):
         got = cm.select(ids, torch.ones(tokens, 1), tokens, row_alignment=2**20)
     assert (got.tokens_per_expert == 1).all()
     assert (got.expert_offsets < 0).any()
@@ -236,6 +236,6 @@ def test_select_of_more_rows_than_numbers_can_name(cuda):
 
 def test_select_of_an_expert_beyond_its_padded_rows(cuda):
     ids = torch.zeros(60, 1, dtype=torch.int32)
-    with mock.patch.object(routing_module, "_num_rows", return_value=8):
+    with mock.patch.object(routing_module, "num_rows_of", return_value=8):
         got = cm.select(ids, torch.ones(60, 1), 1, layout="padded")
     assert got.row_tokens.tolist() == list(range(8))
