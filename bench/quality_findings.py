@@ -34,6 +34,8 @@ _OF_THE_PAPER: tuple[Callable[[Results], Finding], ...] = (
     more.renormalising,
     drop.best_by_score_converted,
     more.expanded_recovers_converted,
+    more.expanded_recovers_renormalised,
+    more.rerouting_converted,
 )
 _UNTESTABLE = {
     "Accuracy on tasks, few-shot and generated (Tables 1, 2, 7, 11), and long contexts (Table 6)": (
@@ -66,6 +68,14 @@ def beyond_the_paper(results: Results) -> list[tuple[str, str]]:
         ),
         ("What an extra local candidate does under the other policies", _policies(results)),
         ("What renormalising after the drop does to the model as trained", _own_kept(results)),
+        (
+            "What Expanded Drop wins back of it, of the loss beyond the gate's",
+            _own_kept_expanded(results),
+        ),
+        (
+            "What renormalising after the drop and Expanded Drop do together, converted",
+            _together(results),
+        ),
         ("What the conversion itself costs, dropless", _conversion(results)),
     ]
 
@@ -114,6 +124,28 @@ def _own_kept(results: Results) -> str:
     return "against not doing so / against dropless with weights that sum to one: " + listed(
         said, results.scale.few
     )
+
+
+def _own_kept_expanded(results: Results) -> str:
+    kept = replace(OWN, renormalize="kept")
+    said = {}
+    for factor in results.scale.few:
+        drop = bounded(kept, factor)
+        gain = results.change(bounded(kept, factor, expand="local"), drop)
+        loss = results.change(drop, kept.dropless()).value
+        said[factor] = f"{signed(gain)}, {percent(-gain.value / loss)} of the loss back"
+    return "Expanded against Token Drop, both renormalised after the drop: " + listed(
+        said, results.scale.few
+    )
+
+
+def _together(results: Results) -> str:
+    kept = replace(CONVERTED, renormalize="kept")
+    said = {}
+    for factor in results.scale.few:
+        both = bounded(kept, factor, expand="local")
+        said[factor] = signed(results.change(both, bounded(CONVERTED, factor)))
+    return "both against neither (Token Drop): " + listed(said, results.scale.few)
 
 
 def _conversion(results: Results) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from capmoe_kernels.evaluate.errors import UsageError
+
 from . import quality_tables as tables
 from .quality_findings import beyond_the_paper, of_the_paper
 from .quality_results import Results
@@ -25,11 +27,11 @@ def around(path: Path) -> tuple[str, str]:
     """What stands before and after the marks; a page that is not there has nothing.
 
     Raises:
-        ValueError: the page is there, without the marks.
+        UsageError: the page is there, without the marks.
     """
     page = path.read_text() if path.exists() else f"{_BEGIN}\n{_END}\n"
     if page.count(_BEGIN) != 1 or page.count(_END) != 1:
-        raise ValueError(f"{path} must have {_BEGIN} and {_END} once each")
+        raise UsageError(f"--markdown {path}: must have {_BEGIN} and {_END} once each")
     return page.split(_BEGIN)[0], page.split(_END)[1]
 
 

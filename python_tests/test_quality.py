@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 
 from bench import quality
-from bench.quality_findings import beyond_the_paper, of_the_paper
+from bench import quality_findings_more as more
 from bench.quality_findings_drop import best_by_score, expert_drop, little_is_lost, skew
-from bench.quality_findings_more import device_scope, expanded_recovers, renormalising, rerouting
 from bench.quality_marks import NOT_SEEN, PARTLY, SEEN, mark
-from bench.quality_page import PAGE, write_page
 from bench.quality_results import Results
 from bench.quality_run import MODEL
 from bench.quality_sections import all_cases, sections
 from bench.quality_settings import OWN, Case, bounded
 from capmoe_kernels.demo.corpus import held_out_files
-from capmoe_kernels.evaluate.errors import UsageError
 
 pytestmark = pytest.mark.skipif(
     not (MODEL / "model.safetensors").is_file() or not held_out_files()[0].is_file(),
@@ -68,26 +65,42 @@ def test_a_page_of_an_earlier_run_is_the_same(quick, tmp_path):
     assert page.read_text() == (quick / "page.md").read_text()
 
 
-def test_files_are_checked_before_the_work(tree, tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text("words\n")
-    monkeypatch.setattr(quality, "run", None)  # not reached
-    with pytest.raises(ValueError, match="must have"):
-        quality.main(["--markdown", str(page)])
-    with pytest.raises(UsageError, match="no such folder"):
-        quality.main(["--json", str(tmp_path / "gone" / "q.json")])
-    with pytest.raises(ValueError, match="must have"):
-        write_page(Results(tree), page)
-    assert page.read_text() == "words\n"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--markdown", "{}/words.md"], "words.md: must have"),
+        (["--markdown", "{}/gone/page.md"], "no such folder"),
+        (["--json", "{}/gone/q.json"], "no such folder"),
+        (["--plot", "{}/q.jpeg"], "expected a name that ends in"),
+        (["--of", "{}/gone.json"], "gone.json: No such file"),
+        (["--of", "{}/words.md"], "is not what --json"),
+        (["--of", "{}/other.json"], "is not what --json"),
+        (["--of", "{}/old.json", "--markdown", "{}/page.md"], "lacks 1 of the settings"),
+    ],
+)
+def test_a_wrong_file_is_one_line_before_the_work(
+    tree, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.setattr(quality, "_measure", None)  # not reached
+    files = {"words.md": "words\n", "other.json": '{"scale": {}}', "page.md": MARKED}
+    old = {**tree, "lines": tree["lines"][:-1]}
+    for name, text in {**files, "old.json": json.dumps(old)}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        quality.main([option.format(tmp_path) for option in options])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+    assert all((tmp_path / name).read_text() == text for name, text in files.items())
 
 
-def test_the_published_page_has_every_finding(tree):
-    text = PAGE.read_text()
-    results = Results(tree)
-    for finding in of_the_paper(results):
-        assert finding.claim in text
-    for question, _answer in beyond_the_paper(results):
-        assert question in text
+def test_with_no_file_asked_for_the_page_is_printed(quick, capsys):
+    quality.main(["--of", str(quick / "q.json")])
+    printed = capsys.readouterr().out
+    assert printed.startswith("## The run\n")
+    assert printed.strip() in (quick / "page.md").read_text()
 
 
 def test_a_random_line_is_the_mean_of_its_seeds(tree):
@@ -147,7 +160,7 @@ def test_the_mark_of_expanded_drop(tree, back, expected):
 
     # Both have the same noise in a file, as paired runs have; a little of it is their own.
     results = planted(tree, costs(drop))
-    assert expanded_recovers(results).mark == expected
+    assert more.expanded_recovers(results).mark == expected
 
 
 @pytest.mark.parametrize(
@@ -169,8 +182,8 @@ def test_the_marks_of_device_scope_rerouting_and_renormalising(tree):
         return 0.1 - 0.05 * better + 0.05 * (case.renormalize == "kept")
 
     results = planted(tree, costs(drop))
-    assert rerouting(results).mark == SEEN
-    assert renormalising(results).mark == SEEN
+    assert more.rerouting(results).mark == SEEN
+    assert more.renormalising(results).mark == SEEN
     found = {True: SEEN, False: PARTLY}
     for faster, expected in found.items():
 
@@ -178,7 +191,7 @@ def test_the_marks_of_device_scope_rerouting_and_renormalising(tree):
             device = case.capacity is not None and case.capacity.scope == "device"
             return {"device_bound": 2.0 if device == faster else 1.5}
 
-        assert device_scope(planted(tree, costs(drop), load)).mark == expected
+        assert more.device_scope(planted(tree, costs(drop), load)).mark == expected
 
 
 def test_the_mark_of_expert_drop(tree):
@@ -187,6 +200,48 @@ def test_the_mark_of_expert_drop(tree):
 
     assert expert_drop(planted(tree, nats)).mark == SEEN
     assert expert_drop(Results(tree)).mark == PARTLY  # this model loses little without them
+
+
+@pytest.mark.parametrize(("nearest", "expected"), [(1.0, PARTLY), (2.0, SEEN)])
+def test_expert_drop_is_compared_where_token_drop_drops_twelve_percent(tree, nearest, expected):
+    """Leaving experts out loses 0.05; Token Drop 0.1 at factor 1, and 0.01 at factor 2."""
+    bounded_ones = costs(lambda case: 0.1 if case.factor == 1 else 0.01)
+
+    def nats(case, of):
+        return of(OWN) + 512 * 0.05 if case.skipped else bounded_ones(case, of)
+
+    def load(case):
+        if case.capacity is None:
+            return {"kept": 0.98 if case.skipped else 1.0, "expert_bound": 1.0}
+        return {"kept": 0.88 if case.factor == nearest else 0.5}
+
+    finding = expert_drop(planted(tree, nats, load))
+    assert finding.mark == expected
+    assert f"Token Drop at factor {nearest:g}; dropped 2.0 % against 12.0 %" in finding.evidence
+
+
+def test_the_marks_where_expanded_drop_and_renormalising_meet(tree):
+    """Renormalising costs, and not beside Expanded Drop, which wins back where it does."""
+
+    def drop(case):
+        kept, expanded = case.renormalize == "kept", case.capacity.expand == "local"
+        return 0.1 + 0.05 * kept - 0.06 * (kept and expanded)
+
+    results = planted(tree, costs(drop))
+    finding = more.renormalising(results)
+    assert finding.mark == PARTLY
+    assert finding.evidence.startswith("3 of 4 lose more")
+    assert more.expanded_recovers(results).mark == NOT_SEEN
+    assert more.expanded_recovers_renormalised(results).mark in (SEEN, PARTLY)
+
+
+def test_rerouting_is_marked_for_each_model(tree):
+    def drop(case):
+        return 0.1 - 0.05 * (case.capacity.reroute_rounds > 1 and not case.scaled)
+
+    results = planted(tree, costs(drop))
+    assert more.rerouting(results).mark == SEEN
+    assert more.rerouting_converted(results).mark == NOT_SEEN
 
 
 def test_marks():
