@@ -104,6 +104,15 @@ def test_mxfp4_says_what_to_do():
     refused(model, r"MXFP4.*quantization_config=Mxfp4Config\(dequantize=True\)")
 
 
+def test_a_part_of_gpt_oss_experts_is_refused():
+    """As Transformers 4 leaves them under tp_plan="auto"."""
+    model = build(case_of("gpt_oss"))
+    for block in blocks_of(model):
+        for name, weight in list(block.experts.named_parameters()):
+            setattr(block.experts, name, nn.Parameter(weight[:4].clone()))
+    refused(model, "experts must be all 8 that the router chooses among, got 4: .*without tp_plan")
+
+
 def test_jitter_is_refused_in_training_also_later():
     case = case_of("mixtral")
     model = build(case, router_jitter_noise=0.1)
