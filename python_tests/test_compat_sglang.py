@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -33,6 +34,7 @@ class MoeRunnerConfig:
     gemm1_clamp_limit: float | None = None
     swiglu_limit: float | None = None
     gate_up_interleaved: bool = True
+    top_k: int | None = None
 
 
 class StandardTopKOutput(NamedTuple):
@@ -123,3 +125,54 @@ def test_a_shared_expert_among_the_routed_ones_is_not_bounded():
         call(x, experts, weights, ids, cm.Capacity(factor=2.0), num_fused_shared_experts=1)
     with pytest.raises(ValueError, match="topk_output must start with"):
         sglang.fused_experts(x, x, x, (weights,), MoeRunnerConfig())
+
+
+class Slotted:
+    __slots__ = ("activation", "no_combine")
+
+    def __init__(self, activation="silu", no_combine=False):
+        self.activation, self.no_combine = activation, no_combine
+
+
+def call_with(config):
+    x, experts, weights, ids = layer()
+    return sglang.fused_experts(x, experts.gate_up_proj, experts.down_proj, (weights, ids), config)
+
+
+def test_a_configuration_with_slots_is_read():
+    x, experts, weights, ids = layer(activation="gelu")
+    own = experts.gate_up_proj, experts.down_proj
+    out = sglang.fused_experts(x, *own, (weights, ids), Slotted("gelu"))
+    assert same_bits(out, call(x, experts, weights, ids, activation="gelu"))
+    with pytest.raises(ValueError, match=r"moe_runner_config\.no_combine must be None or False"):
+        call_with(Slotted(no_combine=True))
+
+
+def test_a_configuration_without_attributes_has_the_defaults():
+    x, experts, weights, ids = layer()
+    assert same_bits(call_with(SimpleNamespace()), call(x, experts, weights, ids))
+
+
+@pytest.mark.parametrize("config", [{"activation": "silu"}, {}, None, "silu", 3], ids=str)
+def test_what_is_no_configuration_is_refused(config):
+    kind = type(config).__name__
+    with pytest.raises(TypeError, match=f"moe_runner_config must be a MoeRunnerConfig.*got {kind}"):
+        call_with(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"top_k": 8}, "top_k must be topk_ids' 2 columns, got 8"),
+        ({"top_k": 1}, "top_k must be topk_ids' 2 columns, got 1"),
+        ({"num_local_experts": 64}, "num_local_experts must be w1's 8, got 64"),
+        ({"num_experts": 32, "num_local_experts": 4}, "num_local_experts must be w1's 8, got 4"),
+        ({"num_experts": 4}, "num_experts must be at least w1's 8, got 4"),
+    ],
+)
+def test_sizes_of_another_layer_are_refused(config, word):
+    x, experts, weights, ids = layer()
+    with pytest.raises(ValueError, match=rf"moe_runner_config\.{word}"):
+        call(x, experts, weights, ids, **config)
+    fitting = {"num_experts": EXPERTS, "num_local_experts": EXPERTS, "top_k": TOP_K}
+    assert same_bits(call(x, experts, weights, ids, **fitting), call(x, experts, weights, ids))

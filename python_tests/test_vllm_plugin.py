@@ -52,6 +52,10 @@ def test_nothing_happens_unless_it_is_asked_for(stand_in):
     assert environment == {}
 
 
+def test_a_policy_and_a_least_step_alone_ask_for_nothing():
+    assert plugin.settings({POLICY: "keep_last", LEAST: "8"}) is None
+
+
 def test_without_vllm_it_says_so_and_returns(monkeypatch, caplog):
     monkeypatch.setenv(FACTOR, "1.5")
     monkeypatch.setitem(sys.modules, "vllm", None)
@@ -94,6 +98,8 @@ def test_it_registers_once_and_beside_no_other(monkeypatch, stand_in, caplog):
         ({FACTOR: "1", POLICY: "best"}, "Capacity.policy must be one of"),
         ({FACTOR: "1", LEAST: "0"}, f"{LEAST} must be an int >= 1, got '0'"),
         ({FACTOR: "1", LEAST: "8.0"}, f"{LEAST} must be an int >= 1, got '8.0'"),
+        ({POLICY: "bogus"}, "Capacity.policy must be one of"),
+        ({LEAST: "many"}, f"{LEAST} must be an int >= 1, got 'many'"),
         ({"CAPMOE_VLLM_FACTOR": "1"}, "CAPMOE_VLLM_FACTOR is no setting: there are"),
     ],
 )

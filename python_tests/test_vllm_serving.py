@@ -1,4 +1,8 @@
-"""A tiny random OLMoE served by vLLM itself, with and without the plugin; needs vLLM installed."""
+"""A tiny random OLMoE served by vLLM itself, with and without the plugin; needs vLLM installed.
+
+``make test-vllm`` has an environment with it. ``CAPMOE_REQUIRE=vllm`` turns the skip of its absence
+into a failure.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,14 @@ import torch
 import capmoe_kernels as cm
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vllm():
+    if find_spec("vllm") is None:
+        if "vllm" in os.environ.get("CAPMOE_REQUIRE", "").split(","):
+            pytest.fail("CAPMOE_REQUIRE asks for vllm, which is not installed: make test-vllm")
+        pytest.skip("vLLM is not installed: make test-vllm")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from io import BytesIO
 
 import pytest
 import torch
@@ -86,3 +87,37 @@ def test_experts_with_biases_are_refused():
     case = next(case for case in CASES if case.model_type == "deepseek_v2")
     with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp: .*mlp_bias must be False"):
         apply(build(case, mlp_bias=True))
+
+
+def test_whether_autograd_records_is_asked_at_every_call():
+    model = apply(build(CASES[0]))
+    hidden = tokens_of(torch.float32)
+    block = blocks_of(model)[0]
+    expected = first(block(hidden))
+    with torch.enable_grad():
+        with pytest.raises(RuntimeError, match="requires grad"):
+            block(hidden)
+        model.requires_grad_(False)
+        assert torch.equal(first(block(hidden)), expected)
+        block.experts[1].up_proj.requires_grad_(True)
+        with pytest.raises(RuntimeError, match="requires grad"):
+            block(hidden)
+
+
+def test_what_undo_leaves_in_one_memory_is_saved_alone_as_clones():
+    """As docs/architectures.md says."""
+
+    def saved(tensors):
+        file = BytesIO()
+        torch.save(tensors, file)
+        return file.tell()
+
+    def clones(module):
+        return [p.clone() for p in module.parameters()]
+
+    model = build(CASES[0])
+    expert = blocks_of(model)[0].experts[0]
+    alone = saved(clones(expert))
+    undo(apply(model))
+    assert saved([p.detach() for p in expert.parameters()]) > 4 * alone
+    assert saved(clones(expert)) == alone

@@ -6,13 +6,13 @@ two configuration objects are read by attribute, and nothing of SGLang is import
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from .._checks import require_finite
+from .._checks import require_finite, require_int
 from ..bounds import share
 from ..capacity import Capacity
 from .activations import ExpertActivation, expert_activation
@@ -68,7 +68,7 @@ def fused_experts(
             local, -1 where the expert is elsewhere: a ``StandardTopKOutput``.
         moe_runner_config: a ``MoeRunnerConfig``, or anything with its attributes. Where it says
             that ``num_experts`` is more than ``num_local_experts``, the capacity is the share of
-            all ``num_experts``.
+            all ``num_experts``. These and ``top_k`` must fit the tensors where they are not None.
         b1, b2: [E, 2F] and [E, H], same dtype.
         capacity, scores: see :func:`capmoe_kernels.compat.fused_experts`.
         unsupported: any other of SGLang's arguments, such as ``w1_scale``, which must ask for
@@ -92,6 +92,7 @@ def fused_experts(
         )
     topk_weights, topk_ids = topk_output[0], topk_output[1]
     experts = as_experts(w1, w2, b1, b2, _activation(config))
+    _check_sizes(config, topk_ids, experts.num_experts)
     num_tokens = topk_ids.shape[0] if isinstance(topk_ids, Tensor) else None
     require_hidden(hidden_states, num_tokens, experts)
     scaling = _get(config, "routed_scaling_factor", None)
@@ -110,8 +111,49 @@ def fused_experts(
 
 
 def _settings(config: Any) -> list[str]:
-    fields = getattr(config, "__dataclass_fields__", None) or vars(config)
-    return [name for name in fields if not name.startswith("_")]
+    """The names of a configuration's attributes, of an instance, a dataclass or slots."""
+    slots = [slot for kind in type(config).__mro__ for slot in _slots(kind)]
+    own = getattr(config, "__dict__", None)
+    if isinstance(config, Mapping) or (own is None and not slots):
+        raise TypeError(
+            "moe_runner_config must be a MoeRunnerConfig or have its attributes,"
+            f" got {type(config).__name__}"
+        )
+    names = dict.fromkeys([*getattr(config, "__dataclass_fields__", ()), *(own or ()), *slots])
+    return [name for name in names if not name.startswith("_")]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _check_sizes(config: Any, topk_ids: Any, num_local: int) -> None:
+    """Raise ValueError where the configuration is of another layer than the tensors."""
+    fused = _size(config, "num_fused_shared_experts") or 0
+    experts, local = _size(config, "num_experts"), _size(config, "num_local_experts")
+    top_k = _size(config, "top_k")
+    if local is not None and local != num_local:
+        raise ValueError(
+            f"moe_runner_config.num_local_experts must be w1's {num_local}, got {local}"
+        )
+    if experts is not None and experts < num_local - fused:
+        raise ValueError(
+            f"moe_runner_config.num_experts must be at least w1's {num_local}, got {experts}"
+        )
+    columns = topk_ids.shape[-1] if isinstance(topk_ids, Tensor) and topk_ids.dim() else None
+    # Whether a fused shared expert is counted in is the caller's.
+    if None not in (top_k, columns) and columns not in (top_k, (top_k or 0) + fused):
+        raise ValueError(
+            f"moe_runner_config.top_k must be topk_ids' {columns} columns, got {top_k}"
+        )
+
+
+def _size(config: Any, name: str) -> int | None:
+    value: int | None = _get(config, name, None)
+    if value is not None:
+        require_int(f"moe_runner_config.{name}", value, minimum=0)
+    return value
 
 
 def _get(config: Any, name: str, default: Any) -> Any:

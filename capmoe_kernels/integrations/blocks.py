@@ -79,7 +79,10 @@ def find_moe_blocks(model: nn.Module) -> list[MoeBlock]:
 
 def _read(architecture: Architecture, name: str, module: nn.Module, config: Any) -> MoeParts:
     try:
-        return architecture.read(module, config)
+        architecture.check_origin(module)
+        parts = architecture.read(module, config)
+        parts.gating.check_experts(parts.experts.num_experts)
+        return parts
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..capacity import Capacity
 
 _FORMAT = "capmoe_kernels.capacity"
 _VERSION = 1
+_KEYS = ("format", "version", "about", "layers")
 _FIELDS = {each.name: each.default for each in fields(Capacity) if each.init}
 
 
@@ -43,21 +45,37 @@ def read_capacities(path: str | os.PathLike[str]) -> list[Capacity | None]:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is not one, or a layer of it is no capacity; names the file and the layer.
+        ValueError: it is not one, has a key that is unknown or stands twice, or a layer of it is no
+            capacity; names the file and the layer.
     """
     name = os.fspath(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=partial(_without_repeats, name))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f'{name} must have "format": "{_FORMAT}", as capmoe calibrate writes it')
-    if content.get("version") != _VERSION:
-        raise ValueError(f"{name} must have version {_VERSION}, got {content.get('version')!r}")
+    version = content.get("version")
+    if type(version) is not int or version != _VERSION:
+        raise ValueError(f"{name} must have version {_VERSION}, got {version!r}")
+    unknown = sorted(set(content) - set(_KEYS))
+    if unknown:
+        raise ValueError(f"{name} has {unknown[0]!r}: it may have {', '.join(_KEYS)}")
     layers = content.get("layers")
     if not isinstance(layers, list):
         raise ValueError(f"{name} must have a list of layers, got {type(layers).__name__}")
     return [_from_json(f"{name}, layer {number}", each) for number, each in enumerate(layers)]
+
+
+def _without_repeats(file: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON's own reader would take the last of several values in silence."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"{file} has {key!r} twice in one object")
+        content[key] = value
+    return content
 
 
 def _as_json(capacity: Capacity) -> dict[str, Any]:

@@ -73,12 +73,9 @@ def _check_alike(group: list[list[nn.Parameter]]) -> None:
 
 def _stack(group: list[list[nn.Parameter]]) -> Tensor:
     """[E, rows, columns] with the rows of ``group[e]`` below each other; see the top of the file"""
+    # It requires no grad, whatever the parameters do now: theirs may change, and is what is asked.
     whole = _already_stacked(group)
-    if whole is None:
-        whole = _moved(group)
-    with torch.inference_mode(whole.is_inference()):
-        # As the parameters do, so that the kernels refuse where autograd would record.
-        return whole.requires_grad_(any(p.requires_grad for own in group for p in own))
+    return _moved(group) if whole is None else whole
 
 
 def _moved(group: list[list[nn.Parameter]]) -> Tensor:

@@ -25,13 +25,19 @@ def read(block: nn.Module, _config: Any) -> MoeParts:
 
     Raises:
         ValueError: ``swiglu_alpha`` or ``swiglu_limit`` is another than the kernels', or the
-            experts are quantised.
+            experts are quantised or not all here.
     """
     router: Any = block.router
-    plain_weight(router, "weight")
+    weight = plain_weight(router, "weight")
     plain_weight(router, "bias")
     top_k = setting(router, "top_k")
     experts = _read_experts(setting(block, "experts"))
+    # Transformers 4 deals out the experts under tp_plan="auto", and leaves no other sign of it.
+    if experts.num_experts != weight.shape[0]:
+        raise ValueError(
+            f"experts must be all {weight.shape[0]} that the router chooses among, got"
+            f" {experts.num_experts}: load the model without tp_plan or expert parallelism"
+        )
     # Transformers 4's router scatters its weights over all experts.
     scattered = not hasattr(block.experts, "is_transposed")
     return MoeParts(

@@ -61,15 +61,28 @@ class Architecture:
         model_type: of the Transformers configuration.
         block_class: class name of the blocks, or several; their forward takes [B, S, H].
         read: (block, configuration) to its parts; raises ValueError where a setting is unknown.
+        package: where the blocks' forward must have been written. A checkpoint's own code often has
+            a class of the same name that computes something else.
     """
 
     model_type: str
     block_class: str | tuple[str, ...]
     read: Callable[[nn.Module, Any], MoeParts]
+    package: str = "transformers"
 
     @property
     def block_classes(self) -> tuple[str, ...]:
         return (self.block_class,) if isinstance(self.block_class, str) else self.block_class
+
+    def check_origin(self, block: nn.Module) -> None:
+        """Raise ValueError where the forward of ``block``'s class is not of :attr:`package`."""
+        kind = next(each for each in type(block).__mro__ if "forward" in vars(each))
+        if f"{kind.__module__}.".startswith(f"{self.package}."):
+            return
+        raise ValueError(
+            f"its class must be {self.package}' own, got {kind.__name__} of {kind.__module__},"
+            " which may compute something else: load the model without trust_remote_code"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ class Settings:
 
 
 def settings(environment: Mapping[str, str]) -> Settings | None:
-    """The plugin's settings; None where it is not asked for.
+    """The plugin's settings; None where it is not asked for, but for a wrong one all the same.
 
     Raises:
         ValueError: naming the variable and what it expects.
@@ -54,16 +54,15 @@ def settings(environment: Mapping[str, str]) -> Settings | None:
     unknown = [n for n in environment if n.startswith(_PREFIX) and n not in _VARIABLES]
     if unknown:
         raise ValueError(f"{unknown[0]} is no setting: there are {', '.join(_VARIABLES)}")
-    if factor is None:
-        return None
     try:
-        capacity = Capacity(factor=float(factor), policy=environment.get(_POLICY, "score"))  # type: ignore[arg-type]
+        ratio = 1.0 if factor is None else float(factor)
+        capacity = Capacity(factor=ratio, policy=environment.get(_POLICY, "score"))  # type: ignore[arg-type]
     except ValueError as error:
         raise ValueError(f"{_FACTOR} and {_POLICY} must make a Capacity: {error}") from None
     least = environment.get(_MIN_TOKENS, "1")
     if not least.isdecimal() or int(least) < 1:
         raise ValueError(f"{_MIN_TOKENS} must be an int >= 1, got {least!r}")
-    return Settings(capacity, int(least))
+    return None if factor is None else Settings(capacity, int(least))
 
 
 def register() -> None:
