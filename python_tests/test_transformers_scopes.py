@@ -154,6 +154,23 @@ def test_positions_say_where_in_a_mask_a_call_is():
     assert past_length(None, positions) == 14
 
 
+@pytest.mark.parametrize("capacity", [None, HALF], ids=["dropless", "bounded"])
+def test_a_mask_longer_than_the_call_is_read_from_its_start(input_ids, capacity):
+    mask = torch.ones(3, 50, dtype=torch.long)
+    mask[0, :13] = 0
+    long = torch.cat([mask, torch.zeros_like(mask)], 1)
+    model = apply(tiny_model(), capacity=capacity)
+    expected = model(input_ids, attention_mask=mask).logits
+    got = model(input_ids, attention_mask=long).logits
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_before_a_cache_could_say_its_length_a_mask_ended_with_the_call():
+    mask = torch.ones(3, 40, dtype=torch.long)
+    mask[0, :20] = 0
+    assert torch.equal(of_this_call(mask, 30, ((),), None), mask[:, 10:].bool())
+
+
 def test_a_mask_that_hides_padding_is_refused_under_a_bound(input_ids):
     model = apply(tiny_model(), capacity=HALF)
     prefix = torch.ones(3, 1, 50, 50, dtype=torch.bool).tril()
