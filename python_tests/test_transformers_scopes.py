@@ -81,6 +81,21 @@ def test_scope_changes_and_gives_back_even_after_an_error(input_ids):
     assert torch.equal(loads(model, input_ids), bounded)
 
 
+def test_a_scope_gives_the_bound_of_decoding_back_and_checks_it(input_ids):
+    model = apply(tiny_model(), decode=Capacity(limit=1))
+    step = input_ids[:, :1]
+    bounded = loads(model, step)
+    with capacity_scope(model):
+        assert loads(model, step).sum() == LAYERS * 3 * TOP_K
+    with capacity_scope(model, decode=Capacity(limit=0)):
+        assert loads(model, step).sum() == 0
+    assert torch.equal(loads(model, step), bounded)
+    wrong = Capacity(limit=1, scope="device", experts_per_device=3)
+    with pytest.raises(ValueError, match="experts_per_device"):
+        capacity_scope(model, decode=wrong).__enter__()
+    assert torch.equal(loads(model, step), bounded)
+
+
 def test_every_block_may_have_its_own(input_ids, tmp_path):
     mine = [None, Capacity(limit=3, policy="keep_last")]
     write_capacities(tmp_path / "capacity.json", mine, {"model": "tiny"})
@@ -236,6 +251,10 @@ def test_what_is_no_capacity_is_refused_and_changes_nothing(input_ids):
             apply(model, decode=wrong)
     with pytest.raises(FileNotFoundError):
         apply(model, capacity="no such file.json")
+    with pytest.raises(TypeError, match=r"gating must be a Gating.*Capacity: .* capacity="):
+        apply(model, HALF)
+    with pytest.raises(TypeError, match="gating must be a Gating or None, got int"):
+        apply(model, 3)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
