@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import capmoe_kernels as cm
+from architecture_oracle import first
+from architectures import CASES, build
 from capmoe_kernels import Capacity
 from capmoe_kernels.integrations.attention_masks import from_causal, of_this_call, past_length
 from capmoe_kernels.integrations.capacity_file import read_capacities, write_capacities
 from capmoe_kernels.integrations.transformers import (
     apply,
     capacity_scope,
+    find_moe_blocks,
     real_tokens,
     recording,
     undo,
@@ -121,6 +124,38 @@ def test_padding_of_an_attention_mask_does_not_compete(input_ids, side):
     assert [record.num_tokens for record in records] == [130] * LAYERS + [150] * LAYERS
     assert records[0].tokens_per_expert.max() == limit(130, 0.5)
     assert records[LAYERS].tokens_per_expert.max() == limit(150, 0.5)
+
+
+def test_a_mask_of_real_tokens_is_for_calls_of_its_very_shape(input_ids):
+    model = apply(tiny_model(), capacity=HALF)
+    mask = torch.ones(3, 50, dtype=torch.bool)
+    wrong = pytest.raises(
+        ValueError, match=r"one entry for each of the \[5, 30\] tokens.*\[3, 50\]"
+    )
+    with real_tokens(model, mask), wrong:
+        model(input_ids.reshape(5, 30), use_cache=False)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "deepseek_v3"])
+def test_padding_gets_0_with_shared_experts_too_recorded_or_not(model_type):
+    model = build(next(case for case in CASES if case.model_type == model_type))
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[0, :7] = False
+    ids = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(2))
+    outputs = []
+    for block in find_moe_blocks(model):
+        block.module.register_forward_hook(lambda _m, _i, out: outputs.append(first(out)))
+    for capacity in (None, HALF):
+        outputs.clear()
+        apply(model, capacity=capacity)
+        model(ids, attention_mask=mask, use_cache=False)
+        with recording(model):
+            model(ids, attention_mask=mask, use_cache=False)
+        half = len(outputs) // 2
+        for fused, stepwise in zip(outputs[:half], outputs[half:], strict=True):
+            assert (fused[~mask] == 0).all()
+            assert (fused[mask] != 0).any(1).all()
+            torch.testing.assert_close(stepwise, fused, atol=2e-5, rtol=1e-4)
 
 
 def test_fused_and_recorded_calls_agree_under_padding(input_ids):
