@@ -63,8 +63,9 @@ def apply(
     Prefill is bounded by ``capacity``. A call with one token per sequence is a step of decoding and
     is bounded by ``decode``, which is dropless by default: the few tokens of a step make no long
     queue, and each one dropped is a token that the user reads. Padding that ``attention_mask``
-    names neither competes nor counts, and gets 0. A model that is taken over already is taken over
-    anew. Weights that change later are followed.
+    names neither competes nor counts, and gets 0 from a block (of a model found by shape: from its
+    experts). A model that is taken over already is taken over anew. Weights that change later are
+    followed.
 
     Args:
         model: a Transformers model in inference, or one that PEFT or Accelerate has wrapped.
