@@ -39,6 +39,20 @@ def logits_of(model, input_ids):
     return model(input_ids, use_cache=False).logits
 
 
+def attributes_of(model):
+    return {name: set(vars(module)) for name, module in model.named_modules()}
+
+
+def hooks_of(model):
+    """All kinds: of forward, of load_state_dict, of state_dict, and whichever else there are."""
+    return {
+        (name, kind): list(held.values())
+        for name, module in model.named_modules()
+        for kind, held in vars(module).items()
+        if kind.endswith("hooks")
+    }
+
+
 @pytest.mark.parametrize("norm_topk_prob", [False, True])
 @pytest.mark.parametrize("num_ranks", [1, 4])
 def test_dropless_equals_transformers(input_ids, norm_topk_prob, num_ranks):
@@ -60,21 +74,23 @@ def test_dropless_equals_transformers_in_bfloat16(input_ids):
 def test_undo_gives_back_every_bit(input_ids):
     model = tiny_model()
     before = logits_of(model, input_ids)
-    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    attributes, hooks = attributes_of(model), hooks_of(model)
     assert apply(model, capacity=Capacity(factor=0.5)) is model
     assert not torch.equal(logits_of(model, input_ids), before)
     assert undo(model) is model
     undo(model)
     assert torch.equal(logits_of(model, input_ids), before)
-    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
-    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert attributes_of(model) == attributes
+    assert hooks_of(model) == hooks
 
 
-def test_undo_keeps_a_forward_that_was_already_replaced():
+def test_watch_runs_and_keeps_a_forward_that_was_already_replaced(input_ids):
     model = tiny_model()
     block = model.model.layers[0].mlp
     block.forward = mine = torch.zeros_like
-    undo(apply(model))
+    expected = logits_of(model, input_ids)
+    with watch(model):
+        assert torch.equal(logits_of(model, input_ids), expected)
     assert block.forward is mine
 
 
@@ -101,9 +117,10 @@ def test_undo_under_another_replacement_is_refused_and_changes_nothing(input_ids
 
 def test_watch_changes_nothing_and_takes_time(input_ids):
     model = tiny_model()
-    before = logits_of(model, input_ids)
+    before, hooks = logits_of(model, input_ids), hooks_of(model)
     with watch(model) as records:
         assert torch.equal(logits_of(model, input_ids), before)
+    assert hooks_of(model) == hooks
     assert [record.layer for record in records] == list(range(LAYERS))
     assert all(record.seconds > 0 and record.num_tokens == 150 for record in records)
     with pytest.raises(RuntimeError, match="undo"), watch(apply(model)):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import capmoe_kernels as cm
+from architectures import CASES, build
 from capmoe_kernels import Capacity
 from capmoe_kernels.integrations.transformers import apply, capacity_scope, recording, undo
 from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
@@ -86,6 +87,22 @@ def test_prefill_is_bounded_by_its_real_tokens_and_decoding_is_not(model, inputs
     assert (prefilled, most) == (63 * beams, limit(63 * beams))
     assert [each for each, _ in decoded] == [3 * beams] * (NEW - 1)
     assert max(most for _, most in decoded) > limit(3 * beams)
+
+
+def test_without_a_cache_every_step_is_bounded_as_prefill(model, inputs):
+    apply(model, capacity=HALF)
+    _, calls = bound_of_each_call(model, inputs, use_cache=False)
+    assert [each for each, _ in calls] == [63 + 3 * step for step in range(NEW)]
+    assert all(most <= limit(each) for each, most in calls)
+
+
+def test_a_static_cache_of_sliding_layers_only_is_refused_under_a_bound(inputs):
+    case = next(case for case in CASES if case.model_type == "mixtral")
+    model = apply(build(case, sliding_window=8, vocab_size=256), capacity=HALF)
+    with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\] where a capacity"):
+        tokens(model, inputs, cache_implementation="static", pad_token_id=0)
+    with capacity_scope(model):
+        tokens(model, inputs, cache_implementation="static", pad_token_id=0)
 
 
 def test_a_static_cache_changes_nothing_under_a_bound(model, inputs):

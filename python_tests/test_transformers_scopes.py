@@ -8,12 +8,15 @@ import pytest
 import torch
 
 import capmoe_kernels as cm
+from architecture_oracle import first
+from architectures import CASES, build
 from capmoe_kernels import Capacity
 from capmoe_kernels.integrations.attention_masks import from_causal, of_this_call, past_length
 from capmoe_kernels.integrations.capacity_file import read_capacities, write_capacities
 from capmoe_kernels.integrations.transformers import (
     apply,
     capacity_scope,
+    find_moe_blocks,
     real_tokens,
     recording,
     undo,
@@ -81,6 +84,21 @@ def test_scope_changes_and_gives_back_even_after_an_error(input_ids):
     assert torch.equal(loads(model, input_ids), bounded)
 
 
+def test_a_scope_gives_the_bound_of_decoding_back_and_checks_it(input_ids):
+    model = apply(tiny_model(), decode=Capacity(limit=1))
+    step = input_ids[:, :1]
+    bounded = loads(model, step)
+    with capacity_scope(model):
+        assert loads(model, step).sum() == LAYERS * 3 * TOP_K
+    with capacity_scope(model, decode=Capacity(limit=0)):
+        assert loads(model, step).sum() == 0
+    assert torch.equal(loads(model, step), bounded)
+    wrong = Capacity(limit=1, scope="device", experts_per_device=3)
+    with pytest.raises(ValueError, match="experts_per_device"):
+        capacity_scope(model, decode=wrong).__enter__()
+    assert torch.equal(loads(model, step), bounded)
+
+
 def test_every_block_may_have_its_own(input_ids, tmp_path):
     mine = [None, Capacity(limit=3, policy="keep_last")]
     write_capacities(tmp_path / "capacity.json", mine, {"model": "tiny"})
@@ -106,6 +124,38 @@ def test_padding_of_an_attention_mask_does_not_compete(input_ids, side):
     assert [record.num_tokens for record in records] == [130] * LAYERS + [150] * LAYERS
     assert records[0].tokens_per_expert.max() == limit(130, 0.5)
     assert records[LAYERS].tokens_per_expert.max() == limit(150, 0.5)
+
+
+def test_a_mask_of_real_tokens_is_for_calls_of_its_very_shape(input_ids):
+    model = apply(tiny_model(), capacity=HALF)
+    mask = torch.ones(3, 50, dtype=torch.bool)
+    wrong = pytest.raises(
+        ValueError, match=r"one entry for each of the \[5, 30\] tokens.*\[3, 50\]"
+    )
+    with real_tokens(model, mask), wrong:
+        model(input_ids.reshape(5, 30), use_cache=False)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_moe", "deepseek_v3"])
+def test_padding_gets_0_with_shared_experts_too_recorded_or_not(model_type):
+    model = build(next(case for case in CASES if case.model_type == model_type))
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[0, :7] = False
+    ids = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(2))
+    outputs = []
+    for block in find_moe_blocks(model):
+        block.module.register_forward_hook(lambda _m, _i, out: outputs.append(first(out)))
+    for capacity in (None, HALF):
+        outputs.clear()
+        apply(model, capacity=capacity)
+        model(ids, attention_mask=mask, use_cache=False)
+        with recording(model):
+            model(ids, attention_mask=mask, use_cache=False)
+        half = len(outputs) // 2
+        for fused, stepwise in zip(outputs[:half], outputs[half:], strict=True):
+            assert (fused[~mask] == 0).all()
+            assert (fused[mask] != 0).any(1).all()
+            torch.testing.assert_close(stepwise, fused, atol=2e-5, rtol=1e-4)
 
 
 def test_fused_and_recorded_calls_agree_under_padding(input_ids):
@@ -152,6 +202,23 @@ def test_positions_say_where_in_a_mask_a_call_is():
     positions = torch.arange(14, 24)
     assert torch.equal(of_this_call(mask, 10, None, positions), mask[:, 14:24].bool())
     assert past_length(None, positions) == 14
+
+
+@pytest.mark.parametrize("capacity", [None, HALF], ids=["dropless", "bounded"])
+def test_a_mask_longer_than_the_call_is_read_from_its_start(input_ids, capacity):
+    mask = torch.ones(3, 50, dtype=torch.long)
+    mask[0, :13] = 0
+    long = torch.cat([mask, torch.zeros_like(mask)], 1)
+    model = apply(tiny_model(), capacity=capacity)
+    expected = model(input_ids, attention_mask=mask).logits
+    got = model(input_ids, attention_mask=long).logits
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_before_a_cache_could_say_its_length_a_mask_ended_with_the_call():
+    mask = torch.ones(3, 40, dtype=torch.long)
+    mask[0, :20] = 0
+    assert torch.equal(of_this_call(mask, 30, ((),), None), mask[:, 10:].bool())
 
 
 def test_a_mask_that_hides_padding_is_refused_under_a_bound(input_ids):
@@ -219,6 +286,10 @@ def test_what_is_no_capacity_is_refused_and_changes_nothing(input_ids):
             apply(model, decode=wrong)
     with pytest.raises(FileNotFoundError):
         apply(model, capacity="no such file.json")
+    with pytest.raises(TypeError, match=r"gating must be a Gating.*Capacity: .* capacity="):
+        apply(model, HALF)
+    with pytest.raises(TypeError, match="gating must be a Gating or None, got int"):
+        apply(model, 3)
     assert not any("forward" in vars(module) for module in model.modules())
 
 

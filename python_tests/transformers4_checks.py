@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from io import BytesIO
 
 import pytest
@@ -71,6 +72,27 @@ def test_a_copy_of_a_model_is_independent_and_follows_its_own_weights_when_taken
         tensor.zero_()
     assert (first(block(hidden)) == 0).all()
     assert torch.equal(first(blocks_of(model)[0](hidden)), bounded)
+
+
+def test_a_graph_follows_other_memory_once_the_model_was_called_outside_of_it():
+    torch._dynamo.reset()
+    model = apply(build(CASES[0]))
+    ids = torch.arange(12).view(2, 6)
+    whole = torch.compile(model, fullgraph=True, backend="eager")
+    expert = blocks_of(model)[0].experts[0].up_proj.weight
+    seen = [whole(ids, use_cache=False).logits]
+    changes = (
+        lambda: expert.mul_(2),
+        lambda: setattr(expert, "data", expert.data * 2),
+        lambda: model.half().float(),
+        lambda: expert.mul_(2),
+    )
+    for change in changes:
+        change()
+        expected = model(ids, use_cache=False).logits
+        seen.append(whole(ids, use_cache=False).logits)
+        torch.testing.assert_close(seen[-1], expected)
+    assert all((b - a).abs().max() > 1e-6 for a, b in itertools.pairwise(seen))
 
 
 def test_watching_changes_no_number():

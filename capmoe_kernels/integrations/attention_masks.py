@@ -25,10 +25,14 @@ def past_length(cache: Any, positions: Tensor | None) -> int | Tensor:
 
 
 def of_this_call(mask: Tensor, length: int, cache: Any, positions: Tensor | None) -> Tensor:
-    """[B, S] bool of the call's ``length`` tokens, from a [B, past + S] mask or a longer one."""
+    """[B, S] bool of the call's ``length`` tokens, from a [B, past + S] mask or a longer one.
+
+    Transformers reads a mask from where the call begins, and without a cache from its start.
+    """
     if mask.shape[1] == length:
         return mask.bool()
-    if positions is None and not hasattr(cache, "get_seq_length"):  # an older kind of cache
+    older = cache is not None and not hasattr(cache, "get_seq_length")  # a tuple of tensors
+    if positions is None and older:
         return mask[:, -length:].bool()
     past = past_length(cache, positions)
     if isinstance(past, Tensor):

@@ -69,7 +69,8 @@ class TokenMask:
         if mask is None:
             return None
         tokens = hidden_states.shape[:-1]
-        if mask.numel() != tokens.numel():
+        same = mask.numel() == tokens.numel()
+        if not same or (len(tokens) > 1 and mask.shape != tokens):  # experts see them in one row
             raise ValueError(
                 f"the mask of real tokens must have one entry for each of the {list(tokens)} tokens"
                 f" of this call, got {list(mask.shape)}"

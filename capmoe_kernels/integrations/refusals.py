@@ -15,6 +15,12 @@ from .ranks import check_ranks
 _ADAPTER, _REPLACEMENT = "BaseTunerLayer", "AuxiliaryTrainingWrapper"
 
 
+def check_gating(gating: Gating | None) -> None:
+    if gating is not None and not isinstance(gating, Gating):
+        hint = ": give it by name, capacity=" if isinstance(gating, Capacity) else ""
+        raise TypeError(f"gating must be a Gating or None, got {type(gating).__name__}{hint}")
+
+
 def check_model(model: nn.Module, blocks: Sequence[MoeBlock]) -> None:
     if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise ValueError("set model.config.output_router_logits = False before apply")

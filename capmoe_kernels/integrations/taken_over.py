@@ -137,7 +137,7 @@ class TakenOverBlock(TakenOver):
                 token_mask=mask,
                 selection_bias=_selection_bias(parts),
             )
-            out = _with_shared(parts, out, tokens)
+            out = _with_shared(parts, out, tokens, mask)
         else:
             out, logits = self._in_steps(tokens, reading, capacity, mask)
         out = out.view(hidden_states.shape)
@@ -159,7 +159,7 @@ class TakenOverBlock(TakenOver):
             selection_bias=_selection_bias(parts),
         )
         out = _run_experts(real, reading.experts, merge(routings))
-        out = _with_shared(parts, out, real)
+        out = _with_shared(parts, out, real, None)
         if self.records is not None:
             seconds = clock(real) - start
             self.records.append(LayerRecord(self.layer, real.shape[0], seconds, routings))
@@ -221,8 +221,14 @@ def _selection_bias(parts: MoeParts) -> Tensor | None:
     return None if parts.selection_bias is None else parts.selection_bias()
 
 
-def _with_shared(parts: MoeParts, out: Tensor, tokens: Tensor) -> Tensor:
-    return out if parts.shared is None else out + parts.shared(tokens)
+def _with_shared(parts: MoeParts, out: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Padding stays 0, as it is without shared experts."""
+    if parts.shared is None:
+        return out
+    shared = parts.shared(tokens)
+    if mask is not None:
+        shared = torch.where(mask[:, None], shared, 0.0)
+    return out + shared
 
 
 def _run_experts(tokens: Tensor, experts: Experts, routing: Routing) -> Tensor:

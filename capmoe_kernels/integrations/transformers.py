@@ -19,11 +19,12 @@ from .._checks import require_int
 from ..gating import Gating
 from . import architectures  # noqa: F401  registers what is known
 from .blocks import OwnRouter, check_supported, find_moe_blocks, supported
+from .bypassed import check_calls
 from .capacities import Capacities, per_block
 from .experts_implementation import register_experts_implementation
 from .padding import TokenMask, follow_masks
 from .records import LayerRecord
-from .refusals import check_adapters, check_block, check_model
+from .refusals import check_adapters, check_block, check_gating, check_model
 from .scopes import capacity_scope, real_tokens, recording, watch
 from .sources import Reading, prepare
 from .taken_over import How, TakenOver, TakenOverBlock, TakenOverExperts
@@ -62,8 +63,9 @@ def apply(
     Prefill is bounded by ``capacity``. A call with one token per sequence is a step of decoding and
     is bounded by ``decode``, which is dropless by default: the few tokens of a step make no long
     queue, and each one dropped is a token that the user reads. Padding that ``attention_mask``
-    names neither competes nor counts, and gets 0. A model that is taken over already is taken over
-    anew. Weights that change later are followed.
+    names neither competes nor counts, and gets 0 from a block (of a model found by shape: from its
+    experts). A model that is taken over already is taken over anew. Weights that change later are
+    followed.
 
     Args:
         model: a Transformers model in inference, or one that PEFT or Accelerate has wrapped.
@@ -83,17 +85,19 @@ def apply(
         ``model``.
 
     Raises:
-        TypeError: ``capacity`` or ``decode`` is none of :data:`Capacities`, or ``decode_tokens`` no
-            int.
+        TypeError: ``gating`` is no Gating, ``capacity`` or ``decode`` none of :data:`Capacities`,
+            or ``decode_tokens`` no int.
         ValueError: a block is not understood, or does not fit ``gating`` or a capacity; there is no
-            block; weights are not in memory, or on several devices; an adapter of PEFT is on
-            experts or a router; D does not divide E; or the configuration asks for router logits,
-            which blocks taken over do not give.
+            block; weights are not in memory, or on several devices; an adapter of PEFT or a forward
+            hook is on experts or a router, or somebody has replaced a forward; D does not divide E;
+            or the configuration asks for router logits, which blocks taken over do not give.
     """
     require_int("decode_tokens", decode_tokens, minimum=1)
+    check_gating(gating)
     check_adapters(model)
     blocks = find_moe_blocks(model)
     check_model(model, blocks)
+    check_calls(blocks)
     bounds = per_block("capacity", capacity, len(blocks), num_ranks)
     decode_bounds = per_block("decode", decode, len(blocks), num_ranks)
     for block, *pair in zip(blocks, bounds, decode_bounds, strict=True):
