@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from capmoe_kernels.calibrate import CalibrateRequest, calibrate
 from capmoe_kernels.calibrate.passes import Method, Reader, find_drops, taken_over
 from capmoe_kernels.calibrate.request import parse_max_loss
-from capmoe_kernels.calibrate.split import split
+from capmoe_kernels.calibrate.split import check_documents, split
 from capmoe_kernels.calibrate.words import conclusions
 from capmoe_kernels.capacity import Capacity
 from capmoe_kernels.cli.app import app
@@ -22,7 +22,7 @@ from capmoe_kernels.evaluate.checkpoint import load
 from capmoe_kernels.evaluate.errors import UsageError
 from capmoe_kernels.evaluate.measure import measure
 from capmoe_kernels.evaluate.recording import record
-from capmoe_kernels.evaluate.settings import DROPLESS, Setting
+from capmoe_kernels.evaluate.settings import DROPLESS, Setting, parse_factors
 from capmoe_kernels.evaluate.text import make_batches, read_texts, tokenize
 from capmoe_kernels.integrations.capacity_file import read_capacities
 from capmoe_kernels.integrations.transformers import (
@@ -58,6 +58,8 @@ def folder(tmp_path_factory):
     (folder / "long.txt").write_text(" ".join(WORDS * 80))
     (folder / "short.txt").write_text(" ".join(WORDS * 5))
     (folder / "vacant").mkdir()
+    (folder / "again").mkdir()
+    (folder / "again" / "copy.txt").write_text((folder / "texts" / "03.txt").read_text())
     return folder
 
 
@@ -140,7 +142,10 @@ def check_table(output, tree):
         assert f"{100 * layer['kept']:.1f}" in line
     assert f"{1 / tree['result']['time']:.2f}x" in lines[-1]
     assert f"cost {100 * tree['result']['loss']:+.2f} % bits per byte" in output
-    assert f"at most {100 * tree['result']['upper']:.2f} % (bound 0.40 %)" in output
+    upper = f"{100 * tree['result']['upper']:.2f} %"
+    assert f"at most 0.40 % with 95 % confidence (its interval ends at {upper})" in output
+    number = len(tree["validation"]["documents"])
+    assert f"The confidence is over {number} validation documents, and" in output
     for name in ("capacity.json", "all.json", "all.png"):
         assert f"wrote {name}" in output
 
@@ -250,13 +255,46 @@ BAD = {
     "policy": ([*TEXT, "--policy", "best"], "--policy best: must be one of score, keep_first"),
     "expand": ([*TEXT, "--expand", "rank"], "--expand rank: must be one of none, local"),
     "factor": ([*TEXT, "--capacity-factor", "1,x"], "'x' is not a number"),
+    "tiny factor": ([*TEXT, "--capacity-factor", "2,1e-9"], "2,1e-9: 1e-9 is not 0 or at least"),
     "window": ([*TEXT, "--window", "999"], "at most 128 tokens"),
+    "decoding": ([*TEXT, "--window", "1"], "--window 1: must be at least 2; .* a decoding step"),
+    "same text": (
+        ["tiny", "--text", "texts", "--text", "again/copy.txt"],
+        r"--text: texts/03.txt and again/copy.txt have the same text",
+    ),
     "out folder": ([*TEXT, "--out", "gone/c.json"], "--out gone/c.json: no such folder gone"),
     "out is a folder": ([*TEXT, "--out", "vacant"], "--out vacant: is a folder"),
     "json folder": ([*TEXT, "--json", "gone/o.json"], "no such folder gone"),
     "plot format": ([*TEXT, "--plot", "o.doc"], "ends in .png"),
     "one file twice": ([*TEXT, "--json", "capacity.json"], "is what --out writes, too"),
 }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "--capacity-factor", "1e-9"],
+        ["evaluate", "tiny", "--text", "texts", "--capacity-factor", "1e-9"],
+        ["straggler", "--capacity-factor", "1e-9"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_factor_that_would_be_zero_is_refused_by_all_commands(folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, arguments)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "--capacity-factor 1e-9: 1e-9 is not 0 or at least 1e-06" in result.stderr
+
+
+def test_least_factor_is_taken():
+    assert parse_factors("1e-6,0") == [1e-6, 0.0]
+    assert Capacity(factor=1e-6).factor == 1e-6
+
+
+def test_documents_too_short_to_predict_do_not_count():
+    check_documents(5)
+    with pytest.raises(UsageError, match=r"only 4 of a part's documents .* at least 5"):
+        check_documents(4)
 
 
 @pytest.mark.parametrize("name", BAD)

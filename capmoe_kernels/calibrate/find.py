@@ -32,7 +32,8 @@ class Answer:
     """The best of one kind of candidates, per layer or uniform.
 
     Attributes:
-        tried: all that were measured on the calibration text, safest first; dropless is the first.
+        tried: all that were measured on the calibration text, safest first; dropless is the first,
+            and per layer the best uniform factor the last where it is quicker than the rest.
         best: of these, the riskiest whose loss fits.
         verdicts: of the validation text, safest first, up to the first that fails.
     """
@@ -103,23 +104,25 @@ def find(
     """
     grid = sorted(set(grid), reverse=True)
     curves = measure_curves(measures[0], num_layers, grid, drops, REACH * max_loss, say)
-    kinds = {
-        "per layer": per_layer_candidates(curves, max_loss),
-        "uniform": uniform_candidates(num_layers, grid),
-    }
     texts = once(measures[1]), once(measures[2])
     # The better of two is taken after both were tested, so each has half of the chance to err.
-    level = 1 - (1 - confidence) / len(kinds)
-    answers = []
-    for name, candidates in kinds.items():
+    level = 1 - (1 - confidence) / 2
+
+    def answer(name: str, candidates: Sequence[Candidate], seed: Tried | None = None) -> Answer:
         say(f"{name}, on the calibration text")
         best, tried = _try(candidates, texts[0], max_loss)
+        path = [candidates[at] for at in path_to(best, {at: tried[at].loss for at in tried})]
+        results = [tried[at] for at in sorted(tried)]
+        riskiest = tried[best]
+        if seed is not None and seed.time < riskiest.time:
+            path.append(seed.candidate)
+            results.append(seed)
+            riskiest = seed
         say(f"{name}, on the validation text")
-        losses = {at: each.loss for at, each in tried.items()}
-        path = [candidates[at] for at in path_to(best, losses)]
-        verdicts = validate(path, texts[1], max_loss, level)
-        answers.append(Answer([tried[at] for at in sorted(tried)], tried[best], verdicts))
-    layers, uniform = answers
+        return Answer(results, riskiest, validate(path, texts[1], max_loss, level))
+
+    uniform = answer("uniform", uniform_candidates(num_layers, grid))
+    layers = answer("per layer", per_layer_candidates(curves, max_loss), uniform.best)
     return Found(
         curves,
         calibration=texts[0]((None,) * num_layers),

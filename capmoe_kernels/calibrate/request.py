@@ -11,7 +11,7 @@ from pathlib import Path
 from ..evaluate.checkpoint import Checkpoint
 from ..evaluate.errors import UsageError
 from ..evaluate.run import check_output
-from ..evaluate.settings import EXPANDS, POLICIES, parse_factors
+from ..evaluate.settings import EXPANDS, POLICIES, check_factor, parse_factors
 from .passes import Method
 
 GRID = "12,10,9,8,7,6,5.5,5,4.5,4,3.75,3.5,3.25,3,2.75,2.5,2.25,2,1.8,1.6,1.4,1.2,1"
@@ -99,8 +99,15 @@ def check_request(request: CalibrateRequest) -> None:
         raise UsageError(f"--confidence {request.confidence:g}: must be from 0.5 to below 1")
     _check_choice("--policy", request.policy, POLICIES)
     _check_choice("--expand", request.expand, EXPANDS)
-    if not request.grid or min(request.grid) < 0 or not math.isfinite(sum(request.grid)):
-        raise UsageError("--capacity-factor: expected finite numbers >= 0")
+    if not request.grid:
+        raise UsageError("--capacity-factor: expected at least one factor")
+    for factor in request.grid:
+        check_factor(factor, f"--capacity-factor {factor:g}")
+    if request.window is not None and request.window < 2:
+        raise UsageError(
+            f"--window {request.window}: must be at least 2; a pass of one token per sequence is a"
+            " decoding step, which capacity does not bound"
+        )
     if request.sample_tokens < 1:
         raise UsageError(f"--sample-tokens {request.sample_tokens}: must be at least 1")
     if request.model is not None and not request.texts:

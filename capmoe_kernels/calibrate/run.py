@@ -17,7 +17,7 @@ from .find import Found, find
 from .passes import Reader, find_drops, taken_over
 from .progress import show_progress
 from .request import CalibrateRequest, check_devices, check_request
-from .split import sample, split
+from .split import check_documents, sample, split
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,7 @@ def _run(request: CalibrateRequest, model: Path, source: str, texts: Sequence[Pa
 
     def part(some: list[tuple[Path, str]]) -> Part:
         documents = tokenize(some, checkpoint.tokenizer)
+        check_documents(len(documents))
         return Part(documents, make_batches(documents, window, request.batch_tokens))
 
     method = request.method

@@ -30,8 +30,9 @@ def split(texts: Texts) -> tuple[Texts, Texts]:
     this varies from file to file.
 
     Raises:
-        UsageError: the text is too little, and by how much.
+        UsageError: the text is too little, and by how much; or two files have the same.
     """
+    _check_different(texts)
     if len(texts) >= 2 * FEWEST:
         return texts[1::2], texts[::2]
     half = math.ceil(_PIECES / 2 / len(texts))
@@ -48,11 +49,31 @@ def split(texts: Texts) -> tuple[Texts, Texts]:
     return first, second
 
 
+def check_documents(number: int) -> None:
+    """Raise UsageError for a part of too few documents: some may be too short to predict."""
+    if number < FEWEST:
+        raise UsageError(
+            f"--text: only {number} of a part's documents have two tokens; give more text, at least"
+            f" {FEWEST} such documents are needed to calibrate and {FEWEST} others to validate"
+        )
+
+
 def sample(batches: Sequence[Batch], num_tokens: int) -> list[Batch]:
     """Batches of about ``num_tokens`` in all, evenly among ``batches``; at least one."""
     total = sum(batch.num_tokens for batch in batches)
     count = max(1, min(len(batches), round(num_tokens * len(batches) / total)))
     return [batches[at * len(batches) // count] for at in range(count)]
+
+
+def _check_different(texts: Texts) -> None:
+    """The same text in both parts would judge what it has chosen."""
+    seen: dict[str, Path] = {}
+    for path, text in texts:
+        other = seen.setdefault(text, path)
+        if other != path:
+            raise UsageError(
+                f"--text: {other} and {path} have the same text: leave one of them out"
+            )
 
 
 def _pieces(text: str, number: int) -> list[str]:

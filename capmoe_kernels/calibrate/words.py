@@ -31,6 +31,7 @@ def conclusions(calibration: Calibration) -> list[str]:
         _main(calibration),
         _comparison(calibration),
         *_why_not_more(calibration),
+        _sureness(calibration),
     ]
 
 
@@ -60,10 +61,19 @@ def _main(calibration: Calibration) -> str:
         )
     what = "expert" if request.devices is None else "device"
     return (
-        f"These factors cost {_loss(proven)} bits per byte, with {100 * request.confidence:g} %"
-        f" confidence at most {_percent(proven.upper)} (bound {_percent(request.max_loss)});"
-        f" the experts' part of a step that waits for its busiest {what} is at most"
-        f" {_times(proven)} shorter."
+        f"These factors cost {_loss(proven)} bits per byte on the validation text, and at most"
+        f" {_percent(request.max_loss)} with {100 * request.confidence:g} % confidence (its"
+        f" interval ends at {_percent(proven.upper)}); the experts' part of a step that waits for"
+        f" its busiest {what} is at most {_times(proven)} shorter."
+    )
+
+
+def _sureness(calibration: Calibration) -> str:
+    """What the confidence rests on."""
+    return (
+        f"The confidence is over {len(calibration.validation.documents)} validation documents, and"
+        " supposes that their losses vary about normally: where a few documents lose far more than"
+        " most it is lower, above all with few documents (docs/calibrate.md)."
     )
 
 
@@ -80,7 +90,8 @@ def _comparison(calibration: Calibration) -> str:
     verdict = (
         "The file has the former"
         if found.chosen == "per_layer"
-        else "A factor for each layer gains nothing here, so the file has one for all"
+        else "The search found no factors per layer that are confirmed to be better, so the file"
+        " has one for all"
     )
     return (
         f"{text}; as far as validation confirms, {_proven(layers)} against {_proven(uniform)}."

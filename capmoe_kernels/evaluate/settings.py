@@ -15,6 +15,8 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 EXPANDS: tuple[str, ...] = ("none", "local")
 # Devices that anyone may want counted; each costs memory.
 _MOST = 4096
+# Below, a factor's fraction of denominator a million would be 0.
+_LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def parse_factors(text: str) -> list[float]:
     """``"2.0,1.5"`` to factors, high ones first.
 
     Raises:
-        UsageError: not a comma-separated list of numbers >= 0.
+        UsageError: not a comma-separated list of factors as :func:`check_factor` takes them.
     """
     factors = []
     for item in _items("--capacity-factor", text):
@@ -60,10 +62,17 @@ def parse_factors(text: str) -> list[float]:
             factor = float(item)
         except ValueError:
             raise UsageError(f"--capacity-factor {text}: {item!r} is not a number") from None
-        if not (math.isfinite(factor) and factor >= 0):
-            raise UsageError(f"--capacity-factor {text}: {item} is not a finite number >= 0")
+        check_factor(factor, f"--capacity-factor {text}: {item}")
         factors.append(factor)
     return sorted(set(factors), reverse=True)
+
+
+def check_factor(factor: float, where: str) -> None:
+    """Raise UsageError, which begins with ``where``, for what no capacity's factor may be."""
+    if not (math.isfinite(factor) and factor >= 0):
+        raise UsageError(f"{where} is not a finite number >= 0")
+    if 0 < factor < _LEAST:
+        raise UsageError(f"{where} is not 0 or at least {_LEAST:g}")
 
 
 def parse_numbers(option: str, text: str) -> list[int]:
