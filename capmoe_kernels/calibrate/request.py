@@ -34,7 +34,7 @@ class CalibrateRequest:
         grid: the factors that a layer may get.
         sample_tokens: text on which each layer is measured alone, about.
         max_bytes, window, batch_tokens, device, threads: see
-            :class:`~capmoe_kernels.evaluate.run.Request`. A capacity is of one forward pass, so
+            ``capmoe_kernels.evaluate.run.Request``. A capacity is of one forward pass, so
             ``batch_tokens`` should be what is used later.
         out: ``capacity.json``, or None.
         json, plot: files to write, or None.
