@@ -20,6 +20,7 @@ FILES = (
     "transformers4_checks.py",
     "test_architectures.py",
     "test_architectures_refusals.py",
+    "test_transformers_padding.py",
     "test_transformers_scopes.py",
 )
 
