@@ -18,7 +18,7 @@ from capmoe_kernels.integrations.transformers import (
     undo,
     watch,
 )
-from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
+from tiny_model import EXPERTS, LAYERS, TOP_K, logits_of, tiny_model, token_ids
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +29,7 @@ def _inference():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (3, 50), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(model, input_ids):
-    return model(input_ids, use_cache=False).logits
+    return token_ids()
 
 
 def attributes_of(model):

@@ -11,7 +11,7 @@ import torch
 from capmoe_kernels import Capacity
 from capmoe_kernels.integrations.blocks import find_moe_blocks
 from capmoe_kernels.integrations.transformers import apply, recording, undo
-from tiny_model import LAYERS, tiny_model
+from tiny_model import LAYERS, logits_of, tiny_model, token_ids
 
 HALF = Capacity(factor=0.5)
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
@@ -25,11 +25,7 @@ def _no_grad():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(model, input_ids):
-    return model(input_ids, use_cache=False).logits
+    return token_ids(2, 30)
 
 
 def other_weights(model):

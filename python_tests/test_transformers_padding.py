@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import capmoe_kernels as cm
 from architecture_oracle import first
 from architectures import CASES, build
 from capmoe_kernels import Capacity
@@ -18,7 +17,7 @@ from capmoe_kernels.integrations.transformers import (
     recording,
     watch,
 )
-from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
+from tiny_model import LAYERS, tiny_model, token_ids, tokens_limit
 
 HALF = Capacity(factor=0.5)
 
@@ -31,11 +30,7 @@ def _inference():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (3, 50), generator=torch.Generator().manual_seed(1))
-
-
-def limit(num_tokens, factor):
-    return cm.expert_capacity(num_tokens, EXPERTS, TOP_K, factor)
+    return token_ids()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -47,8 +42,8 @@ def test_padding_of_an_attention_mask_does_not_compete(input_ids, side):
         model(input_ids, attention_mask=mask, use_cache=False)
         model(input_ids, attention_mask=torch.ones_like(mask), use_cache=False)
     assert [record.num_tokens for record in records] == [130] * LAYERS + [150] * LAYERS
-    assert records[0].tokens_per_expert.max() == limit(130, 0.5)
-    assert records[LAYERS].tokens_per_expert.max() == limit(150, 0.5)
+    assert records[0].tokens_per_expert.max() == tokens_limit(130, 0.5)
+    assert records[LAYERS].tokens_per_expert.max() == tokens_limit(150, 0.5)
 
 
 def test_a_mask_of_real_tokens_is_for_calls_of_its_very_shape(input_ids):
@@ -113,7 +108,7 @@ def test_a_causal_mask_says_which_tokens_are_real(input_ids, dtype):
     with recording(model) as records:
         model(input_ids, attention_mask=full, use_cache=False)
     assert records[0].num_tokens == 110
-    assert records[0].tokens_per_expert.max() == limit(110, 0.5)
+    assert records[0].tokens_per_expert.max() == tokens_limit(110, 0.5)
     # Models with several kinds of attention get a dict; with a cache a mask covers the past, too.
     both = {"full_attention": full, "sliding_attention": None}
     assert torch.equal(from_causal(both, 50, 0), real)

@@ -10,7 +10,7 @@ from capmoe_kernels import Capacity, Experts, Gating
 from capmoe_kernels.integrations import ranks
 from capmoe_kernels.integrations.ranks import local_experts, merge, route_per_rank
 from capmoe_kernels.integrations.transformers import apply
-from tiny_model import LAYERS, tiny_model
+from tiny_model import LAYERS, logits_of, tiny_model, token_ids
 
 EXPAND = Capacity(factor=1.0, expand="local", local_experts=(0, 1))
 
@@ -23,11 +23,7 @@ def _inference():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (3, 50), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(model, input_ids):
-    return model(input_ids, use_cache=False).logits
+    return token_ids()
 
 
 def kept_by_score(scores, top_k, limit, local):

@@ -23,7 +23,7 @@ from transformers.activations import ACT2FN
 
 from capmoe_kernels.integrations.experts_implementation import read_experts
 from capmoe_kernels.integrations.transformers import apply, register_experts_implementation
-from tiny_model import EXPERTS, TOP_K, save_tiny, tiny_model
+from tiny_model import EXPERTS, TOP_K, logits_of, save_tiny, tiny_model, token_ids
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-5}
 
@@ -76,7 +76,7 @@ def _registered():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (2, 30), generator=torch.Generator().manual_seed(1))
+    return token_ids(2, 30)
 
 
 def random_model(name):
@@ -97,10 +97,6 @@ def random_model(name):
         if not parameter.abs().sum():  # biases begin as zeros, and would say nothing
             parameter.data.normal_(0, 0.2)
     return model
-
-
-def logits_of(model, input_ids):
-    return model(input_ids, use_cache=False).logits
 
 
 def experts_of(model):

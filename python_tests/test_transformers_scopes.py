@@ -17,7 +17,7 @@ from capmoe_kernels.integrations.transformers import (
     recording,
     undo,
 )
-from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model
+from tiny_model import EXPERTS, LAYERS, TOP_K, tiny_model, token_ids, tokens_limit
 
 HALF = Capacity(factor=0.5)
 
@@ -30,7 +30,7 @@ def _inference():
 
 @pytest.fixture(scope="module")
 def input_ids():
-    return torch.randint(0, 256, (3, 50), generator=torch.Generator().manual_seed(1))
+    return token_ids()
 
 
 def loads(model, input_ids, **inputs):
@@ -38,10 +38,6 @@ def loads(model, input_ids, **inputs):
     with recording(model) as records:
         model(input_ids, use_cache=False, **inputs)
     return torch.stack([record.tokens_per_expert for record in records])
-
-
-def limit(num_tokens, factor):
-    return cm.expert_capacity(num_tokens, EXPERTS, TOP_K, factor)
 
 
 def test_prefill_is_bounded_and_decoding_is_not(input_ids):
@@ -60,7 +56,7 @@ def test_generate_decodes_dropless(input_ids):
         model.generate(input_ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     kept = [int(record.tokens_per_expert.sum()) for record in records]
     assert [record.num_tokens for record in records] == [150] * LAYERS + [3] * LAYERS * 3
-    assert all(each <= EXPERTS * limit(150, 0.5) for each in kept[:LAYERS])
+    assert all(each <= EXPERTS * tokens_limit(150, 0.5) for each in kept[:LAYERS])
     assert kept[LAYERS:] == [3 * TOP_K] * LAYERS * 3
 
 

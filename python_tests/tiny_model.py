@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
 
+import capmoe_kernels as cm
+
 EXPERTS = 8
 TOP_K = 2
 LAYERS = 2
@@ -53,3 +55,18 @@ def save_tiny(folder: Path, *, tokenizer: bool = True, **config: Any) -> Path:
     if tokenizer:
         byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def token_ids(sequences: int = 3, length: int = 50) -> torch.Tensor:
+    """[sequences, length] random bytes, the same in every call."""
+    return torch.randint(0, 256, (sequences, length), generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids, use_cache=False).logits
+    return logits
+
+
+def tokens_limit(num_tokens: int, factor: float) -> int:
+    """C of a call of the tiny model."""
+    return cm.expert_capacity(num_tokens, EXPERTS, TOP_K, factor)

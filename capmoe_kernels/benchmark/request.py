@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..evaluate.errors import UsageError
 from ..gating import Gating
 from .cases import DTYPES
@@ -102,15 +100,3 @@ def check_numbers(dtype: str, seconds: float, skew: float) -> None:
     for option, value in (("--seconds", seconds), ("--skew", skew)):
         if not (math.isfinite(value) and value >= 0):
             raise UsageError(f"{option} {value}: is not a finite number >= 0")
-
-
-def choose_device(name: str) -> torch.device:
-    """Raise UsageError where there is no such device."""
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise UsageError(f"--device {name}: must be cpu or cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device

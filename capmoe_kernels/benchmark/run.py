@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..evaluate.device import choose_device
 from ..evaluate.errors import UsageError
 from ..evaluate.report import write_json
 from ..evaluate.run import check_output, use_threads
@@ -16,7 +17,7 @@ from .cells import measure_cell
 from .cold import COLD_TOKENS, Cold, filler_bytes
 from .contenders import Contender, Weights, contenders, has_packed
 from .memory import check_fits, needed_bytes
-from .request import Request, choose_device
+from .request import Request
 from .results import Cell
 from .timing import Clock, choose_clock
 

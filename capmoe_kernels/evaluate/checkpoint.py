@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .device import choose_device
 from .errors import UsageError
 
 _TOKENIZER_FILES = (
@@ -58,7 +59,7 @@ def load(path: Path, device: str) -> Checkpoint:
         raise UsageError(f"{path}: not a Hugging Face checkpoint folder, it has no config.json")
     if not any((path / name).is_file() for name in _TOKENIZER_FILES):
         raise UsageError(f"{path}: no tokenizer in it ({', '.join(_TOKENIZER_FILES[:3])}, ...)")
-    where = _device(device)
+    where = choose_device(device)
     config = _load(path, "configuration", AutoConfig)
     try:
         check_supported(config.model_type)
@@ -95,14 +96,3 @@ def _load(path: Path, what: str, loader: Any, **options: Any) -> Any:
     except Exception as error:  # what a damaged folder raises is the libraries' own, and has no end
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise UsageError(f"{path}: cannot load the {what}: {reason.strip()}") from error
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise UsageError(f"--device {name}: must be cpu or cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
